@@ -1,0 +1,227 @@
+from stepwell.v1 import values_pb2 as _values_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    D_TYPE_UNSPECIFIED: _ClassVar[DType]
+    D_TYPE_FLOAT32: _ClassVar[DType]
+    D_TYPE_FLOAT64: _ClassVar[DType]
+
+class Nonfinite(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NONFINITE_UNSPECIFIED: _ClassVar[Nonfinite]
+    NONFINITE_REJECT: _ClassVar[Nonfinite]
+    NONFINITE_SKIP: _ClassVar[Nonfinite]
+    NONFINITE_ALLOW: _ClassVar[Nonfinite]
+D_TYPE_UNSPECIFIED: DType
+D_TYPE_FLOAT32: DType
+D_TYPE_FLOAT64: DType
+NONFINITE_UNSPECIFIED: Nonfinite
+NONFINITE_REJECT: Nonfinite
+NONFINITE_SKIP: Nonfinite
+NONFINITE_ALLOW: Nonfinite
+
+class Spec(_message.Message):
+    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch")
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class SchedulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Schedule
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Schedule, _Mapping]] = ...) -> None: ...
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FLAVOR_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
+    optimizer: str
+    flavor: str
+    hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
+    schedules: _containers.MessageMap[str, _values_pb2.Schedule]
+    groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
+    nonfinite: Nonfinite
+    samples_per_epoch: float
+    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ...) -> None: ...
+
+class ParameterSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: DType
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+
+class GroupSpec(_message.Message):
+    __slots__ = ("name", "parameters", "optimizer", "flavor", "hyperparameters", "schedules", "frozen")
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class SchedulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Schedule
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Schedule, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FLAVOR_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    parameters: _containers.RepeatedScalarFieldContainer[str]
+    optimizer: str
+    flavor: str
+    hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
+    schedules: _containers.MessageMap[str, _values_pb2.Schedule]
+    frozen: bool
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., frozen: bool = ...) -> None: ...
+
+class Layout(_message.Message):
+    __slots__ = ("groups", "parameters", "last")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[LayoutGroup]
+    parameters: _containers.RepeatedCompositeFieldContainer[LayoutParameter]
+    last: bool
+    def __init__(self, groups: _Optional[_Iterable[_Union[LayoutGroup, _Mapping]]] = ..., parameters: _Optional[_Iterable[_Union[LayoutParameter, _Mapping]]] = ..., last: bool = ...) -> None: ...
+
+class LayoutGroup(_message.Message):
+    __slots__ = ("name", "dtype", "vector_bytes", "packed_bytes", "frozen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    vector_bytes: int
+    packed_bytes: int
+    frozen: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., vector_bytes: _Optional[int] = ..., packed_bytes: _Optional[int] = ..., frozen: bool = ...) -> None: ...
+
+class LayoutParameter(_message.Message):
+    __slots__ = ("name", "shape", "group", "vector_offset_bytes", "packed_offset_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    group: int
+    vector_offset_bytes: int
+    packed_offset_bytes: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., group: _Optional[int] = ..., vector_offset_bytes: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ...) -> None: ...
+
+class Range(_message.Message):
+    __slots__ = ("group", "packed_offset_bytes", "data")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PACKED_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    packed_offset_bytes: int
+    data: bytes
+    def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uid: bytes
+    generation: int
+    version: int
+    etag: str
+    samples: float
+    spec: Spec
+    groups: _containers.RepeatedCompositeFieldContainer[GroupState]
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    parameters_count: int
+    state_bytes: int
+    skipped_count: int
+    duplicates_count: int
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ...) -> None: ...
+
+class GroupState(_message.Message):
+    __slots__ = ("name", "dtype", "optimizer", "flavor", "hyperparameters", "schedules", "slots", "scalars")
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class SchedulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Schedule
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Schedule, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FLAVOR_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SCALARS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    optimizer: str
+    flavor: str
+    hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
+    schedules: _containers.MessageMap[str, _values_pb2.Schedule]
+    slots: _containers.RepeatedScalarFieldContainer[str]
+    scalars: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., slots: _Optional[_Iterable[str]] = ..., scalars: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("name", "epoch", "last_sequence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    epoch: int
+    last_sequence: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., last_sequence: _Optional[int] = ...) -> None: ...
