@@ -1,0 +1,150 @@
+"""What can go wrong in the domain. No status codes here: `service/errors.py` maps each class to the wire.
+
+DomainError
+├── InvalidName              a name outside its alphabet or length
+├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownArgument
+├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint
+├── InvalidValue             wrong kind, out of range, or not finite
+├── InvalidSpec              parts of a spec that do not fit together
+├── RunDiffers               a run of this name exists with another spec
+├── RunReplaced              the run was deleted, and perhaps made anew, since the worker joined
+├── InvalidUpdate
+│   ├── InvalidRange         outside its group, unaligned, overlapping, or of a parameter that sends nothing
+│   ├── IncompleteUpdate     a declared parameter whose bytes did not all arrive
+│   ├── GradientRequired     no gradient where the flavor counts one step for the whole run
+│   └── NonfiniteGradient
+├── IdentityError
+│   ├── SequenceReused, SequenceTooOld, SequenceGap
+│   ├── WorkerFenced         a newer join under the same worker name
+│   └── RunRewound           the run went back to an older state
+├── ChangeRefused            a live change that would add or remove a slot
+├── EtagMismatch, VersionMismatch
+├── MemoryExhausted, LimitExceeded
+├── StorageDisabled, StorageFailed, CheckpointExists, CheckpointDamaged
+├── MalformedRequest         a message without a part that it must have
+├── ContractMismatch
+└── ServerStopping
+"""
+
+
+class DomainError(Exception):
+    """Base of every error that a caller can cause or must handle.
+
+    The message says what was got, what was expected, and what to do. `details` holds the same facts for
+    programs: short names to short texts.
+    """
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.details = {name: str(value) for name, value in details.items()}
+
+
+class InvalidName(DomainError): ...
+
+
+class UnknownOptimizer(DomainError): ...
+
+
+class UnknownFlavor(DomainError): ...
+
+
+class UnknownSchedule(DomainError): ...
+
+
+class UnknownArgument(DomainError): ...
+
+
+class UnknownRun(DomainError): ...
+
+
+class UnknownGroup(DomainError): ...
+
+
+class UnknownParameter(DomainError): ...
+
+
+class UnknownWorker(DomainError): ...
+
+
+class UnknownCheckpoint(DomainError): ...
+
+
+class InvalidValue(DomainError): ...
+
+
+class InvalidSpec(DomainError): ...
+
+
+class RunDiffers(DomainError): ...
+
+
+class RunReplaced(DomainError): ...
+
+
+class InvalidUpdate(DomainError): ...
+
+
+class InvalidRange(InvalidUpdate): ...
+
+
+class IncompleteUpdate(InvalidUpdate): ...
+
+
+class GradientRequired(InvalidUpdate): ...
+
+
+class NonfiniteGradient(InvalidUpdate): ...
+
+
+class IdentityError(DomainError): ...
+
+
+class SequenceReused(IdentityError): ...
+
+
+class SequenceTooOld(IdentityError): ...
+
+
+class SequenceGap(IdentityError): ...
+
+
+class WorkerFenced(IdentityError): ...
+
+
+class RunRewound(IdentityError): ...
+
+
+class ChangeRefused(DomainError): ...
+
+
+class EtagMismatch(DomainError): ...
+
+
+class VersionMismatch(DomainError): ...
+
+
+class MemoryExhausted(DomainError): ...
+
+
+class LimitExceeded(DomainError): ...
+
+
+class StorageDisabled(DomainError): ...
+
+
+class StorageFailed(DomainError): ...
+
+
+class CheckpointExists(DomainError): ...
+
+
+class CheckpointDamaged(DomainError): ...
+
+
+class ServerStopping(DomainError): ...
+
+
+class MalformedRequest(DomainError): ...
+
+
+class ContractMismatch(DomainError): ...

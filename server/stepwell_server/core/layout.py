@@ -1,0 +1,207 @@
+"""Where each parameter lies: groups as flat vectors, and the packed form in which ranges travel.
+
+A group holds the parameters of one user group and one dtype. In its vector each parameter begins on a 64-byte
+boundary; in its packed form parameters follow one another without padding. Offsets and sizes are in bytes.
+"""
+
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell_server.core.errors import InvalidName, InvalidSpec, LimitExceeded, UnknownParameter
+
+ALIGNMENT_BYTES = 64
+DEFAULT_GROUP = "default"
+DTYPES = tuple(np.dtype(name) for name in ("float32", "float64"))
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PARAMETER_NAME_BYTES_MAX = 1024
+_DIMENSIONS_MAX = 32
+_BYTES_MAX = 1 << 62
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A parameter before it has a place. shape in elements, outermost first; () for a single number."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a parameter lies, in bytes."""
+
+    spec: ParameterSpec
+    group: int
+    vector_offset: int
+    packed_offset: int
+
+
+@dataclass(frozen=True)
+class LayoutGroup:
+    """One flat vector.
+
+    indices: its parameters' places in the run's list, ascending. packed_offsets has one more entry than there are
+    parameters: the end.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    frozen: bool
+    indices: tuple[int, ...]
+    vector_bytes: int
+    vector_offsets: NDArray[np.int64]
+    packed_offsets: NDArray[np.int64]
+
+    @property
+    def elements(self) -> int:
+        """The length of the vector, padding included."""
+        return self.vector_bytes // self.dtype.itemsize
+
+    @property
+    def packed_bytes(self) -> int:
+        return int(self.packed_offsets[-1])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every parameter of a run lies."""
+
+    parameters: tuple[Placed, ...]
+    groups: tuple[LayoutGroup, ...]
+
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """The place of each parameter in the list, by name."""
+        return {placed.spec.name: index for index, placed in enumerate(self.parameters)}
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """The place of each parameter within its own group, by index."""
+        places = np.zeros(len(self.parameters), np.int64)
+        for group in self.groups:
+            places[list(group.indices)] = np.arange(len(group.indices))
+        return places
+
+    def check_index(self, index: int) -> None:
+        if index >= len(self.parameters):
+            raise UnknownParameter(
+                f"parameter index {index} is not known, expected 0 to {len(self.parameters) - 1}; see the layout",
+                got=index,
+            )
+
+
+def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str, Sequence[str], bool]]) -> Layout:
+    """Place parameters, in order, into groups.
+
+    groups: (name, globs over parameter names, frozen); the first match wins, the rest is group "default". Raises
+    InvalidName, InvalidSpec for names or groups that occur twice or match nothing, LimitExceeded for absurd sizes.
+    """
+    _check(parameters)
+    assigned: dict[tuple[int, str], list[int]] = {}
+    matchers = [(frozen, [re.compile(fnmatch.translate(glob)) for glob in globs]) for _, globs, frozen in groups]
+    for index, parameter in enumerate(parameters):
+        position = next(
+            (place for place, (_, globs) in enumerate(matchers) if any(glob.match(parameter.name) for glob in globs)),
+            len(groups),
+        )
+        assigned.setdefault((position, parameter.dtype.name), []).append(index)
+    _check_groups(groups, {position for position, _ in assigned})
+
+    placed: list[Placed | None] = [None] * len(parameters)
+    built = []
+    for number, ((position, dtype_name), indices) in enumerate(sorted(assigned.items())):
+        name, frozen = (groups[position][0], groups[position][2]) if position < len(groups) else (DEFAULT_GROUP, False)
+        sizes = np.array([parameters[index].size_bytes for index in indices], np.int64)
+        padded = -(-sizes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        vector_offsets = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
+        packed_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        for place, index in enumerate(indices):
+            placed[index] = Placed(parameters[index], number, int(vector_offsets[place]), int(packed_offsets[place]))
+        built.append(
+            LayoutGroup(
+                name=name,
+                dtype=np.dtype(dtype_name),
+                frozen=frozen,
+                indices=tuple(indices),
+                vector_bytes=int(vector_offsets[-1]),
+                vector_offsets=vector_offsets[:-1].copy(),
+                packed_offsets=packed_offsets,
+            )
+        )
+    return Layout(tuple(place for place in placed if place is not None), tuple(built))
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a run's, worker's, group's or checkpoint's name; raises InvalidName."""
+    if not _NAME.fullmatch(name):
+        raise InvalidName(
+            f"{kind} name {name[:200]!r} is not valid, expected a letter or digit and then at most 127 letters, "
+            "digits, '.', '_' or '-'; choose such a name",
+            got=name[:200],
+        )
+    return name
+
+
+def _check(parameters: Sequence[ParameterSpec]) -> None:
+    if not parameters:
+        raise InvalidSpec("the spec has no parameters, expected at least one; name them")
+    seen = set()
+    total = 0
+    for parameter in parameters:
+        name = parameter.name
+        if not 1 <= len(name.encode()) <= _PARAMETER_NAME_BYTES_MAX or "\0" in name:
+            raise InvalidName(
+                f"parameter name {name[:200]!r} is not valid, expected 1 to {_PARAMETER_NAME_BYTES_MAX} bytes of UTF-8 "
+                "without NUL; choose such a name",
+                got=name[:200],
+            )
+        if name in seen:
+            raise InvalidSpec(f"parameter '{name}' occurs twice, expected each name once; rename one", parameter=name)
+        seen.add(name)
+        if parameter.dtype not in DTYPES:
+            raise InvalidSpec(
+                f"parameter '{name}' has dtype {parameter.dtype}, expected float32 or float64; convert it",
+                parameter=name,
+            )
+        total += parameter.size_bytes
+        if len(parameter.shape) > _DIMENSIONS_MAX or total > _BYTES_MAX:
+            raise LimitExceeded(
+                f"parameter '{name}' with shape {parameter.shape[:8]} is too large, expected at most {_DIMENSIONS_MAX} "
+                f"dimensions and {_BYTES_MAX} bytes in all; use a smaller shape",
+                parameter=name,
+            )
+
+
+def _check_groups(groups: Sequence[tuple[str, Sequence[str], bool]], used: set[int]) -> None:
+    seen = {DEFAULT_GROUP}
+    for position, (name, globs, _) in enumerate(groups):
+        check_name("group", name)
+        if name in seen:
+            raise InvalidSpec(
+                f"group '{name}' occurs twice or is called 'default', expected other names; rename it", group=name
+            )
+        seen.add(name)
+        if position not in used:
+            raise InvalidSpec(
+                f"group '{name}' has no parameters: {list(globs)} match none that an earlier group has not taken; "
+                "correct the globs or the order",
+                group=name,
+            )

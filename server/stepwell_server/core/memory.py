@@ -1,0 +1,102 @@
+"""The one budget from which all vectors come: state, staged updates, and copies made because a reader holds a version.
+
+A freed vector is kept for the next taker of the same size, since fresh pages cost more than the copy that fills them;
+kept vectors count, and go first when the budget is short. Not thread-safe: one thread owns it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell_server.core.devices.cpu import ALIGNMENT_BYTES, CpuDevice
+from stepwell_server.core.errors import MemoryExhausted
+
+Vector = NDArray[Any]
+Size = tuple[int, np.dtype[Any]]
+
+_KEPT_PER_SIZE = 2
+
+
+class Memory:
+    """Allocates vectors within a limit.
+
+    bytes_max: the limit. on_free: called whenever memory has become free, for those who wait.
+    """
+
+    def __init__(self, device: CpuDevice, bytes_max: int) -> None:
+        self.device = device
+        self.bytes_max = bytes_max
+        self.on_free: Callable[[], None] = lambda: None
+        self._used_bytes = 0
+        self._kept: dict[tuple[int, str], list[Vector]] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """What is taken and what is kept for the next taker."""
+        return self._used_bytes + self._kept_bytes()
+
+    def check_fits(self, size_bytes: int, purpose: str, beside_bytes: int = 0) -> None:
+        """Raise MemoryExhausted if `size_bytes` could never be had beside what stays taken."""
+        if size_bytes + beside_bytes > self.bytes_max:
+            raise MemoryExhausted(
+                f"{purpose} needs {size_bytes} bytes, expected at most {self.bytes_max - beside_bytes} of the server's "
+                f"{self.bytes_max}; use a smaller run or a server with a larger --max-memory",
+                needed_bytes=size_bytes,
+                limit_bytes=self.bytes_max,
+            )
+
+    def allocate(self, sizes: Sequence[Size], purpose: str) -> list[Vector]:
+        """All the vectors or MemoryExhausted; contents are whatever an earlier taker left."""
+        vectors = self.try_allocate(sizes)
+        if vectors is None:
+            raise self._refusal(sizes, purpose)
+        return vectors
+
+    def try_allocate(self, sizes: Sequence[Size]) -> list[Vector] | None:
+        """All the vectors, or None if the budget does not hold them now."""
+        needed = sum(_bytes(size) for size in sizes)
+        reusable = sum(_bytes(size) for size in sizes if self._kept.get((size[0], size[1].str)))
+        if self._used_bytes + needed > self.bytes_max:
+            return None
+        if self.used_bytes + needed - reusable > self.bytes_max:
+            self._kept.clear()
+        self._used_bytes += needed
+        return [self._take(elements, dtype) for elements, dtype in sizes]
+
+    def free(self, vectors: Sequence[Vector]) -> None:
+        """Give vectors back; nobody may look at them any more."""
+        for vector in vectors:
+            self._used_bytes -= _bytes((len(vector), vector.dtype))
+            kept = self._kept.setdefault((len(vector), vector.dtype.str), [])
+            if len(kept) < _KEPT_PER_SIZE:
+                kept.append(vector)
+        assert self._used_bytes >= 0
+        self.on_free()
+
+    def drop_kept(self) -> None:
+        """Give the kept vectors back to the system, when a run of their size is gone."""
+        self._kept.clear()
+
+    def _take(self, elements: int, dtype: np.dtype[Any]) -> Vector:
+        kept = self._kept.get((elements, dtype.str))
+        return kept.pop() if kept else self.device.allocate(elements, dtype)
+
+    def _kept_bytes(self) -> int:
+        return sum(_bytes((len(vector), vector.dtype)) for kept in self._kept.values() for vector in kept)
+
+    def _refusal(self, sizes: Sequence[Size], purpose: str) -> MemoryExhausted:
+        needed = sum(_bytes(size) for size in sizes)
+        return MemoryExhausted(
+            f"{purpose} needs {needed} bytes, expected at most {self.bytes_max - self._used_bytes}, which is what is "
+            f"left of the server's {self.bytes_max}; delete runs, or start the server with a larger --max-memory",
+            needed_bytes=needed,
+            free_bytes=self.bytes_max - self._used_bytes,
+            limit_bytes=self.bytes_max,
+        )
+
+
+def _bytes(size: Size) -> int:
+    elements, dtype = size
+    return elements * dtype.itemsize + ALIGNMENT_BYTES

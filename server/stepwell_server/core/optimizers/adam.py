@@ -1,0 +1,74 @@
+"""The Adam family: running means of the gradient and its square."""
+
+from typing import Any
+
+from stepwell_server.core.arguments import REQUIRED
+from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.functions import maximum, sqrt
+
+
+@optimizer(
+    reference="Kingma & Ba 2015, Algorithm 1, https://arxiv.org/abs/1412.6980",
+    matches="torch.optim.Adam",
+    flavors={
+        "torch": {},
+        "optax": {"lr": REQUIRED},
+        "keras": {"eps": 1e-7, "eps_hat": True},
+        "lecture": {},
+        "lecture_schedule": {"bias_correction": False, "eps": 0.0, "eps_root": 1e-8},
+    },
+)
+def adam(
+    param: Any,
+    grad: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    max_exp_avg_sq: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    amsgrad: bool = False,
+    nesterov: bool = False,
+    eps_hat: bool = False,
+    bias_correction: bool = True,
+) -> Any:
+    """Adam: momentum, scaled by the root of a running mean of squared gradients.
+
+    eps lies outside the root, as in Algorithm 1 and PyTorch; eps_root lies inside. eps_hat (Keras, and the paper's
+    second form) adds eps before the bias correction. amsgrad takes the largest second moment so far, uncorrected.
+    nesterov is Dozat's look-ahead without a momentum schedule (optax).
+    """
+    exp_avg = beta1 * exp_avg + (1 - beta1) * grad
+    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad**2
+    correction1 = 1 - beta1**step if bias_correction else 1.0
+    correction2 = 1 - beta2**step if bias_correction else 1.0
+    direction = exp_avg / correction1
+    if nesterov:
+        ahead = 1 - beta1 ** (step + 1) if bias_correction else 1.0
+        direction = beta1 / ahead * exp_avg + (1 - beta1) / correction1 * grad
+    second = exp_avg_sq
+    if amsgrad:
+        max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+        second = max_exp_avg_sq
+    scale = sqrt(second / correction2 + eps_root) + eps
+    if eps_hat:
+        scale = (sqrt(second + eps_root) + eps) / sqrt(correction2)
+    return param - lr * direction / scale, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+
+adamw = adam.variant(
+    "adamw",
+    "AdamW: Adam with weight decay that bypasses the moments.",
+    reference="Loshchilov & Hutter 2019, Algorithm 2, https://arxiv.org/abs/1711.05101",
+    matches="torch.optim.AdamW",
+    flavors={
+        "torch": {"weight_decay": 1e-2},
+        "optax": {"lr": REQUIRED, "weight_decay": 1e-4},
+        "keras": {"eps": 1e-7, "eps_hat": True, "weight_decay": 4e-3},
+    },
+    fixed={"decoupled_weight_decay": True},
+)

@@ -1,0 +1,351 @@
+"""A run: one hosted training state, and the only code that moves it from one version to the next.
+
+A commit goes: `recall` (was it made before?), `prepare` (everything that can fail), copies for readers, `apply` (the
+kernels, on any thread), `finish` (the new version and the stored answer). One caller at a time; the service holds the
+run's lock. Readers take a `Hold` between commits and may keep it while later commits go on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell_server.core.errors import EtagMismatch, NonfiniteGradient, UnknownArgument, UnknownGroup, VersionMismatch
+from stepwell_server.core.group import GroupCommit, GroupState, Held
+from stepwell_server.core.layout import Layout
+from stepwell_server.core.memory import Memory, Size, Vector
+from stepwell_server.core.settings import Moment, Settings, settings_from_data
+from stepwell_server.core.spec import RunSpec, Schedules
+from stepwell_server.core.update import Staging, UpdateHeader
+from stepwell_server.core.workers import Answer, Identity, Outcome, Workers
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """Limits of each run. outstanding_updates_max: how many of a worker's answers are kept."""
+
+    outstanding_updates_max: int = 16
+    workers_max: int = 10_000
+
+
+@dataclass
+class Commit:
+    """What an update will do; nothing is written before `apply`."""
+
+    header: UpdateHeader
+    groups: list[GroupCommit]
+    gradients: list[Vector]
+    samples: float
+
+    def copies_needed(self) -> list[tuple[GroupCommit, str]]:
+        """The vectors that readers hold and that the commit would write."""
+        return [(group, name) for group in self.groups for name in group.held()]
+
+    def apply(self, memory: Memory) -> None:
+        """Run the kernels; safe on any thread, cannot fail."""
+        for group, gradient in zip(self.groups, self.gradients, strict=True):
+            group.apply(memory.device, gradient)
+
+
+@dataclass
+class Hold:
+    """A version that a reader keeps. Release it once; from then on commits may overwrite it."""
+
+    run: "Run"
+    version: int
+    groups: list[dict[str, Held]]
+    _released: bool = field(default=False)
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self.run.release(self)
+
+
+@dataclass
+class GroupArrays:
+    """The arrays of one group's state, detached from a run."""
+
+    vectors: dict[str, Vector]
+    steps: NDArray[np.int64]
+    scalars: dict[str, NDArray[np.float64]]
+
+
+class Run:
+    """uid: 16 random bytes. generation: how often the run went back. version: the number of commits."""
+
+    def __init__(self, name: str, uid: bytes, spec: RunSpec, layout: Layout, memory: Memory, limits: RunLimits) -> None:
+        self.name = name
+        self.uid = uid
+        self.spec = spec
+        self.layout = layout
+        self.memory = memory
+        self.version = 0
+        self.samples = 0.0
+        self.changes = 0
+        self.skipped_count = 0
+        self.duplicates_count = 0
+        self.workers = Workers(name, uid, 0, limits.outstanding_updates_max, limits.workers_max)
+        self.groups: list[GroupState] = []
+
+    @property
+    def generation(self) -> int:
+        return self.workers.generation
+
+    @property
+    def etag(self) -> str:
+        return f"{self.generation}-{self.changes}"
+
+    @property
+    def moment(self) -> Moment:
+        return Moment(self.version, self.samples, self.spec.samples_per_epoch)
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(group.state_bytes() for group in self.groups)
+
+    @staticmethod
+    def state_sizes(layout: Layout, settings: Sequence[Settings | None]) -> list[dict[str, Size]]:
+        """The vectors that a run's state needs, by group and slot."""
+        return [GroupState.sizes(group, chosen) for group, chosen in zip(layout.groups, settings, strict=True)]
+
+    def compile(self, settings: Sequence[Settings | None]) -> None:
+        """Compile the kernels, so that no step waits for it; safe on any thread."""
+        for group, chosen in zip(self.layout.groups, settings, strict=True):
+            if chosen is not None:
+                self.memory.device.compile(chosen.program, group.dtype)
+
+    def begin(self, settings: Sequence[Settings | None], vectors: Sequence[Mapping[str, Vector]]) -> None:
+        """Take the state's vectors, the parameters in place, and set the slots."""
+        self.groups = [
+            GroupState(group, chosen, taken)
+            for group, chosen, taken in zip(self.layout.groups, settings, vectors, strict=True)
+        ]
+        for group in self.groups:
+            group.initialise_slots()
+
+    # Updates.
+
+    def stage(self, header: UpdateHeader, vectors: Mapping[int, Vector]) -> Staging:
+        """Begin an update in vectors of `Staging.sizes`; raises what is wrong with its header."""
+        self.settings_with(header)
+        settings = [group.settings for group in self.groups]
+        return Staging(self.name, header, self.layout, settings, vectors, self.spec.nonfinite != "allow")
+
+    def recall(self, identity: Identity) -> Answer | None:
+        """The answer of an update that was made before, None for the worker's next; raises as `Workers.recall`."""
+        return self.workers.recall(identity, self.version)
+
+    def prepare(self, staging: Staging) -> Commit | Answer:
+        """Check a staged update whole and plan its commit.
+
+        An Answer instead says that there is nothing to commit; it is stored. Raises what is wrong; then nothing has
+        changed.
+        """
+        staging.check_complete()
+        if staging.nonfinite is not None:
+            if self.spec.nonfinite == "reject":
+                name = staging.nonfinite_parameter()
+                raise NonfiniteGradient(
+                    f"run '{self.name}': the gradient for '{name}' holds a NaN or an infinity, expected finite values; "
+                    "find "
+                    'its cause, or create the run with nonfinite="skip"',
+                    parameter=name,
+                )
+            self.skipped_count += 1
+            return self._answer(staging.header.identity, Answer(Outcome.SKIPPED_NONFINITE, self.version))
+        settings = self.settings_with(staging.header)
+        groups = [
+            self.groups[number].prepare(self.memory.device, chosen, staging.present_in(number), self.moment)
+            for number, chosen in enumerate(settings)
+            if chosen is not None
+        ]
+        gradients = [staging.transfers[number].vector for number, chosen in enumerate(settings) if chosen is not None]
+        return Commit(staging.header, groups, gradients, staging.header.samples)
+
+    def finish(self, commit: Commit) -> Answer:
+        """Make an applied commit the present version and store its answer."""
+        for group in commit.groups:
+            self.memory.free(group.group.finish(group))
+        self.version += 1
+        self.samples += commit.samples
+        return self._answer(commit.header.identity, Answer(Outcome.COMMITTED, self.version))
+
+    # Readers.
+
+    def hold(self, whole: bool = False) -> Hold:
+        """Keep the present version's parameters, or its whole state, as it is until released."""
+        groups = [{name: held for name, held in group.vectors.items() if whole or not name} for group in self.groups]
+        for group in groups:
+            for held in group.values():
+                held.holders += 1
+        return Hold(self, self.version, groups)
+
+    def release(self, hold: Hold) -> None:
+        """End a hold; vectors that a commit has superseded are freed with their last holder."""
+        current = {id(held) for group in self.groups for held in group.vectors.values()}
+        unneeded = []
+        for group in hold.groups:
+            for held in group.values():
+                held.holders -= 1
+                if held.holders == 0 and id(held) not in current:
+                    unneeded.append(held.vector)
+        self.memory.free(unneeded)
+
+    # Changes.
+
+    def change(
+        self,
+        group: str,
+        hyperparameters: Mapping[str, object],
+        schedules: Schedules,
+        removed: Sequence[str],
+        keep_clock: bool,
+        etag: str,
+    ) -> list[Settings | None]:
+        """The settings of every group after a change; `set_settings` makes them the present ones.
+
+        group "": every group that has what changes. Raises EtagMismatch, UnknownGroup, UnknownArgument, ChangeRefused
+        and what is wrong with the values.
+        """
+        if etag and etag != self.etag:
+            raise EtagMismatch(
+                f"run '{self.name}' has etag {self.etag}, expected {etag}: it was changed; read it again and repeat",
+                got=self.etag,
+                expected=etag,
+            )
+        settings = [state.settings for state in self.groups]
+        return self._select(settings, group, hyperparameters, schedules, removed, keep_clock)
+
+    def set_settings(self, settings: Sequence[Settings | None]) -> None:
+        """Make changed settings the present ones, from the next commit on."""
+        for group, chosen in zip(self.groups, settings, strict=True):
+            group.settings = chosen
+        self.changes += 1
+
+    # Whole states.
+
+    def check_version(self, expected: int | None) -> None:
+        if expected is not None and expected != self.version:
+            raise VersionMismatch(
+                f"run '{self.name}' is at version {self.version}, expected {expected}; read its state again",
+                got=self.version,
+                expected=expected,
+            )
+
+    def replace_state(
+        self,
+        generation: int,
+        version: int,
+        samples: float,
+        arrays: Sequence[GroupArrays],
+        settings: Sequence[Any] | None,
+    ) -> None:
+        """Go over to another state and a new generation; every worker must join again."""
+        before = self.groups
+        chosen = [group.settings for group in before] if settings is None else settings
+        self.groups = [
+            GroupState(layout, group_settings, group.vectors, group.steps, group.scalars)
+            for layout, group_settings, group in zip(self.layout.groups, chosen, arrays, strict=True)
+        ]
+        self.version = version
+        self.samples = samples
+        self.workers.rewind(generation)
+        self.memory.free([held.vector for group in before for held in group.vectors.values() if held.holders == 0])
+
+    def to_data(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain data, for a snapshot."""
+        return {
+            "name": self.name,
+            "uid": self.uid.hex(),
+            "generation": self.generation,
+            "version": self.version,
+            "samples": self.samples,
+            "changes": self.changes,
+            "skipped_count": self.skipped_count,
+            "duplicates_count": self.duplicates_count,
+            "spec": self.spec.to_data(),
+            "settings": [group.settings and group.settings.to_data() for group in self.groups],
+            "workers": self.workers.to_data(),
+        }
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any], memory: Memory, limits: RunLimits) -> tuple["Run", list[Settings | None]]:
+        """A run without its arrays yet, and its settings; `take_arrays` completes it."""
+        spec = RunSpec.from_data(data["spec"])
+        run = Run(data["name"], bytes.fromhex(data["uid"]), spec, spec.layout(), memory, limits)
+        run.workers.generation = int(data["generation"])
+        run.workers.restore(data["workers"])
+        run.version = int(data["version"])
+        run.samples = float(data["samples"])
+        run.changes = int(data["changes"])
+        run.skipped_count = int(data["skipped_count"])
+        run.duplicates_count = int(data["duplicates_count"])
+        return run, [None if chosen is None else settings_from_data(chosen) for chosen in data["settings"]]
+
+    def take_arrays(self, settings: Sequence[Settings | None], arrays: Sequence[GroupArrays]) -> None:
+        """Complete a run made by `from_data`."""
+        self.groups = [
+            GroupState(layout, chosen, group.vectors, group.steps, group.scalars)
+            for layout, chosen, group in zip(self.layout.groups, settings, arrays, strict=True)
+        ]
+
+    def free(self) -> None:
+        """Give the state's memory back, when the run is deleted and nobody holds it."""
+        self.memory.free([held.vector for group in self.groups for held in group.vectors.values() if not held.holders])
+        self.memory.drop_kept()
+        self.groups = []
+
+    def _answer(self, identity: Identity, answer: Answer) -> Answer:
+        self.workers.record(identity, answer)
+        return answer
+
+    def settings_with(self, header: UpdateHeader) -> list[Settings | None]:
+        """The settings with the hyperparameters that an update carries."""
+        settings = [group.settings for group in self.groups]
+        for group, values in header.hyperparameters.items():
+            settings = self._select(settings, group, values, {}, (), False)
+        return settings
+
+    def _select(
+        self,
+        settings: Sequence[Settings | None],
+        group: str,
+        hyperparameters: Mapping[str, object],
+        schedules: Schedules,
+        removed: Sequence[str],
+        keep_clock: bool,
+    ) -> list[Settings | None]:
+        """Apply a change to one group, or for "" to every group that has the hyperparameters that it names."""
+        known = sorted({layout.name for layout in self.layout.groups if not layout.frozen})
+        if group and group not in known:
+            raise UnknownGroup(
+                f"run '{self.name}' has no group '{group[:200]}' that is optimized, expected one of {', '.join(known)}; "
+                "choose one of them",
+                got=group[:200],
+            )
+        result: list[Settings | None] = []
+        named = {*hyperparameters, *schedules, *removed}
+        found: set[str] = set()
+        for layout, before in zip(self.layout.groups, settings, strict=True):
+            if before is None or (group and layout.name != group):
+                result.append(before)
+                continue
+            chosen = {name for name in named if group or name == "betas" or name in before.arguments}
+            found |= chosen
+            after = before.changed(
+                self.moment,
+                {name: value for name, value in hyperparameters.items() if name in chosen},
+                {name: spec for name, spec in schedules.items() if name in chosen},
+                [name for name in removed if name in chosen],
+                keep_clock,
+            )
+            result.append(after if chosen else before)
+        for name in sorted(named - found):
+            raise UnknownArgument(
+                f"run '{self.name}': no group's optimizer has an argument '{name[:200]}'; see list_optimizers",
+                got=name[:200],
+            )
+        return result

@@ -1,0 +1,222 @@
+"""One worker's update while it arrives: its ranges are placed, checked and counted; the run is not touched.
+
+`Coverage` and `place_range` serve every transfer of ranges: updates, first values, and states.
+"""
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.errors import GradientRequired, IncompleteUpdate, InvalidRange, InvalidValue, LimitExceeded
+from stepwell_server.core.layout import Layout, LayoutGroup
+from stepwell_server.core.memory import Size, Vector
+from stepwell_server.core.settings import Settings
+from stepwell_server.core.workers import Identity
+
+_INTERVALS_MAX = 4096
+_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class UpdateHeader:
+    """What an update carries.
+
+    without_gradient: indices of parameters that have none, ascending. hyperparameters: numbers by group name ("" for
+    every group that has them).
+    """
+
+    identity: Identity
+    without_gradient: tuple[int, ...] = ()
+    samples: float = 0.0
+    hyperparameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class Coverage:
+    """Which parts of 0..length have arrived; parts may come in any order but only once."""
+
+    def __init__(self) -> None:
+        self.intervals: list[tuple[int, int]] = []
+
+    def add(self, begin: int, end: int, what: str) -> None:
+        """Count a part; raises InvalidRange if some of it has arrived before."""
+        intervals = self.intervals
+        at = bisect.bisect_left(intervals, (begin, begin))
+        before = intervals[at - 1] if at else None
+        after = intervals[at] if at < len(intervals) else None
+        if (before and before[1] > begin) or (after and after[0] < end):
+            raise InvalidRange(f"{what} bytes {begin} to {end} overlap bytes that have arrived; send each byte once")
+        low, high = at, at
+        if before and before[1] == begin:
+            low, begin = at - 1, before[0]
+        if after and after[0] == end:
+            high, end = at + 1, after[1]
+        intervals[low:high] = [(begin, end)]
+        if len(intervals) > _INTERVALS_MAX:
+            raise LimitExceeded(
+                f"{what} arrived in more than {_INTERVALS_MAX} pieces that do not touch; send ranges in order",
+                limit=_INTERVALS_MAX,
+            )
+
+
+class GroupTransfer:
+    """One vector on its way in: placed range by range, whole when every expected byte has come once."""
+
+    def __init__(self, layout: LayoutGroup, vector: Vector, what: str) -> None:
+        self.layout = layout
+        self.vector = vector
+        self.what = what
+        self.coverage = Coverage()
+
+    def admit(self, begin: int, size: int) -> None:
+        """Count a range before it is placed; raises InvalidRange."""
+        itemsize = self.layout.dtype.itemsize
+        if size == 0 or begin % itemsize or size % itemsize or begin + size > self.layout.packed_bytes:
+            raise InvalidRange(
+                f"{self.what}: a range of {size} bytes at {begin}, expected whole elements of {itemsize} bytes within "
+                f"{self.layout.packed_bytes}; take offsets from the layout"
+            )
+        self.coverage.add(begin, begin + size, self.what)
+
+    def place(self, device: CpuDevice, begin: int, data: bytes) -> None:
+        """Copy an admitted range to its place; safe on any thread."""
+        packed = np.frombuffer(data, np.uint8)
+        device.place(self.vector, packed, begin, self.layout.packed_offsets, self.layout.vector_offsets)
+
+    def check_complete(self, present: NDArray[np.bool_] | None = None) -> None:
+        """Raise IncompleteUpdate or InvalidRange unless exactly the parameters present have arrived."""
+        expected = _expected(self.layout, present)
+        if self.coverage.intervals == expected:
+            return
+        missing = _subtract(expected, self.coverage.intervals)
+        if missing:
+            raise IncompleteUpdate(
+                f"{self.what}: {sum(end - begin for begin, end in missing)} bytes are missing, the first at "
+                f"{missing[0][0]}; send every declared parameter whole",
+                missing_bytes=sum(end - begin for begin, end in missing),
+            )
+        extra = _subtract(self.coverage.intervals, expected)
+        raise InvalidRange(
+            f"{self.what}: bytes {extra[0][0]} to {extra[0][1]} belong to a parameter that is declared without a "
+            "gradient; declare it or do not send it"
+        )
+
+
+class Staging:
+    """An update's gradients on their way in. vectors: one per group of the layout that takes gradients, by group."""
+
+    def __init__(
+        self,
+        run: str,
+        header: UpdateHeader,
+        layout: Layout,
+        settings: Sequence[Settings | None],
+        vectors: Mapping[int, Vector],
+        check_finite: bool,
+    ) -> None:
+        self.header = header
+        self.layout = layout
+        self.present = _present(run, header, layout, settings)
+        self.transfers = {
+            group: GroupTransfer(layout.groups[group], vector, f"run '{run}', group {group}")
+            for group, vector in vectors.items()
+        }
+        self.nonfinite: tuple[int, int] | None = None
+        self._check_finite = check_finite
+
+    @staticmethod
+    def sizes(layout: Layout) -> dict[int, Size]:
+        """The vectors that staging needs, by group."""
+        return {number: (group.elements, group.dtype) for number, group in enumerate(layout.groups) if not group.frozen}
+
+    def admit(self, group: int, begin: int, size: int) -> None:
+        """Count a range before it is placed; raises InvalidRange."""
+        if group not in self.transfers:
+            raise InvalidRange(
+                f"a range for group {group}, expected one of {sorted(self.transfers)}; frozen groups take no gradients"
+            )
+        self.transfers[group].admit(begin, size)
+
+    def place(self, device: CpuDevice, group: int, begin: int, data: bytes) -> None:
+        """Copy an admitted range to its place and test it; safe on any thread."""
+        transfer = self.transfers[group]
+        transfer.place(device, begin, data)
+        if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), transfer.layout.dtype):
+            values = np.frombuffer(data, transfer.layout.dtype)
+            self.nonfinite = (group, begin + int(np.argmin(np.isfinite(values))) * values.itemsize)
+
+    def check_complete(self) -> None:
+        """Raise IncompleteUpdate or InvalidRange unless exactly what the header declares has arrived."""
+        for group, transfer in self.transfers.items():
+            transfer.check_complete(self.present_in(group))
+
+    def present_in(self, group: int) -> NDArray[np.bool_] | None:
+        """Which parameters of a group have gradients, None for all."""
+        return None if self.present is None else self.present[list(self.layout.groups[group].indices)]
+
+    def nonfinite_parameter(self) -> str:
+        """The name of a parameter whose gradient is not finite."""
+        assert self.nonfinite is not None
+        number, at = self.nonfinite
+        group = self.layout.groups[number]
+        place = int(np.searchsorted(group.packed_offsets, at, side="right")) - 1
+        return self.layout.parameters[group.indices[place]].spec.name
+
+
+def _present(
+    run: str, header: UpdateHeader, layout: Layout, settings: Iterable[Settings | None]
+) -> NDArray[np.bool_] | None:
+    if not (0.0 <= header.samples < float("inf")):
+        raise InvalidValue(f"run '{run}': samples is {header.samples}, expected a finite number of 0 or more; give one")
+    if not header.without_gradient:
+        return None
+    present = np.ones(len(layout.parameters), np.bool_)
+    for index in header.without_gradient:
+        layout.check_index(index)
+        present[index] = False
+    for group, chosen in zip(layout.groups, settings, strict=True):
+        if chosen is None or chosen.step_per_parameter:
+            continue
+        absent = [layout.parameters[index].spec.name for index in group.indices if not present[index]]
+        if absent:
+            raise GradientRequired(
+                f"run '{run}': no gradient for {absent[:_NAMES_SHOWN]}, expected one for each parameter of group "
+                f"'{group.name}': {chosen.definition.name} in flavor {chosen.flavor} counts one step for all of "
+                "them; send zeros or use the torch flavor",
+                parameters=absent[:_NAMES_SHOWN],
+            )
+    return present
+
+
+def _expected(layout: LayoutGroup, present: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
+    offsets = layout.packed_offsets
+    if present is None:
+        return [(0, layout.packed_bytes)] if layout.packed_bytes else []
+    merged: list[tuple[int, int]] = []
+    for place in np.flatnonzero(present):
+        begin, end = int(offsets[place]), int(offsets[place + 1])
+        if begin == end:
+            continue
+        if merged and merged[-1][1] == begin:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def _subtract(whole: list[tuple[int, int]], parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What of `whole` is not in `parts`; both sorted and disjoint."""
+    left = []
+    for begin, end in whole:
+        for part_begin, part_end in parts:
+            if part_end <= begin or part_begin >= end:
+                continue
+            if part_begin > begin:
+                left.append((begin, part_begin))
+            begin = max(begin, part_end)
+        if begin < end:
+            left.append((begin, end))
+    return left
