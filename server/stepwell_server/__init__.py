@@ -1,0 +1,3 @@
+"""The Stepwell server: an optimizer as a service."""
+
+__version__ = "0.1.0"

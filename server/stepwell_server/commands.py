@@ -1,0 +1,148 @@
+"""The commands of `stepwell`: serve, demo, demo-worker, healthcheck."""
+
+import asyncio
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import structlog
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from stepwell_server import __version__
+from stepwell_server.core.errors import DomainError
+from stepwell_server.service.limits import Limits
+from stepwell_server.service.server import ServerSettings
+from stepwell_server.service.server import serve as serve_until_stopped
+
+app = typer.Typer(
+    name="stepwell",
+    help="An optimizer as a service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2] not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size, expected a number and a unit, such as 4GiB or 512MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stepwell {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """An optimizer as a service: trainers push gradients, the server applies the update, trainers pull parameters."""
+
+
+@app.command()
+def serve(
+    address: Annotated[
+        str, typer.Option(envvar="STEPWELL_LISTEN", help="HOST:PORT (port 0: the system chooses) or unix:/path.")
+    ] = "127.0.0.1:50051",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="STEPWELL_DATA_DIR", help="Where runs are stored; without it they live in memory."),
+    ] = None,
+    max_memory: Annotated[
+        str, typer.Option(help="Memory of all runs, staged updates and copies for readers together.")
+    ] = "4GiB",
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen off loopback, readable and changeable by whoever reaches the port."),
+    ] = False,
+    snapshot_seconds: Annotated[
+        float, typer.Option(min=0, help="How often runs are written to --data-dir; 0: only on a clean stop.")
+    ] = 60.0,
+    snapshots_kept: Annotated[int, typer.Option(min=1, help="How many snapshots of a run are kept.")] = 3,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="How long a stop waits for calls in flight.")] = 20.0,
+    silence_seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long a peer may leave a transfer standing before it is dropped.")
+    ] = 60.0,
+    word_seconds: Annotated[float, typer.Option(min=0.05, help="How often a waiting caller gets word.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=0, help="Kernel threads; 0: one per core.")] = 0,
+    kernel_cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="STEPWELL_KERNEL_CACHE", help="Where compiled kernels are kept; a private directory (0700)."
+        ),
+    ] = None,
+    reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
+    log_format: Annotated[str, typer.Option(help="json or console; the default depends on the terminal.")] = "",
+) -> None:
+    """Serve runs until SIGTERM or Ctrl-C; then store them in --data-dir and exit.
+
+    The first line on stdout is `listening on ADDRESS`, the next ones say how to join. Logs go to stderr.
+    """
+    _configure_logs(log_format)
+    limits = Limits(memory_bytes=_bytes(max_memory), silence_seconds=silence_seconds, word_seconds=word_seconds)
+    settings = ServerSettings(
+        address=address,
+        data_directory=data_dir,
+        insecure=insecure,
+        reflection=reflection,
+        snapshot_seconds=snapshot_seconds,
+        snapshots_kept=snapshots_kept,
+        drain_seconds=drain_seconds,
+        threads=threads,
+        kernel_cache=kernel_cache,
+        limits=limits,
+    )
+    try:
+        asyncio.run(serve_until_stopped(settings, lambda listening: _announce(listening, insecure)))
+    except DomainError as error:
+        sys.exit(f"stepwell: {error}")
+
+
+@app.command()
+def healthcheck(
+    address: Annotated[str, typer.Option(envvar="STEPWELL_ADDRESS")] = "127.0.0.1:50051",
+    timeout_seconds: Annotated[float, typer.Option(min=0.1)] = 3.0,
+) -> None:
+    """Exit with 0 if the server at the address is serving, else with 1 and the reason."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            request = health_pb2.HealthCheckRequest()
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds)  # type: ignore[attr-defined]
+        except grpc.RpcError as error:
+            sys.exit(f"stepwell: no healthy server at {address}: {error.code().name}")
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        sys.exit(
+            f"stepwell: the server at {address} is {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}"
+        )
+
+
+def _announce(address: str, insecure: bool) -> None:
+    typer.echo(f"listening on {address}")
+    if insecure:
+        typer.echo("insecure: without TLS, whoever reaches this port can read and change the runs")
+    typer.echo(f'join with: stepwell.connect("{address}")')
+    sys.stdout.flush()
+
+
+def _configure_logs(log_format: str) -> None:
+    if log_format not in ("", "json", "console"):
+        raise typer.BadParameter(f"{log_format!r} is no log format, expected json or console")
+    console = log_format == "console" or (not log_format and sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if console else [structlog.processors.dict_tracebacks]),
+            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

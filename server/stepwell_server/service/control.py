@@ -1,0 +1,197 @@
+"""The control service: making, describing, changing and storing runs."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+
+from stepwell.v1 import control_pb2 as pb
+from stepwell.v1 import control_pb2_grpc, run_pb2
+from stepwell.wire import CONTRACT, RANGE_BYTES, decode_schedule
+from stepwell_server import __version__
+from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
+from stepwell_server.core.layout import check_name
+from stepwell_server.core.optimizers import OPTIMIZERS
+from stepwell_server.core.schedules import Schedule, list_schedules, preview
+from stepwell_server.service import encode
+from stepwell_server.service.hosted import HostedRun
+from stepwell_server.service.runs import Claim, Runs
+from stepwell_server.service.state import read_state, send_state
+from stepwell_server.service.streams import patient, write
+from stepwell_server.storage.snapshot import SnapshotInfo
+
+T = TypeVar("T")
+
+_PREVIEW_STEPS_MAX = 100_000
+_PAGE_SIZE = 100
+_PAGE_SIZE_MAX = 1000
+
+
+class ControlService(control_pb2_grpc.ControlServiceServicer):
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+
+    async def GetServer(self, request: pb.GetServerRequest, context: Any) -> pb.GetServerResponse:
+        limits = self._runs.limits
+        return pb.GetServerResponse(
+            version=__version__,
+            contract=CONTRACT,
+            message_bytes_max=limits.message_bytes,
+            range_bytes=RANGE_BYTES,
+            memory_bytes_max=limits.memory_bytes,
+            outstanding_updates_max=limits.outstanding_updates_count,
+            word_seconds=limits.word_seconds,
+        )
+
+    async def CreateRun(self, requests: AsyncIterator[pb.CreateRunRequest], context: Any) -> None:
+        async def say(creation: pb.Creation, **parts: Any) -> None:
+            await write(context, pb.CreateRunResponse(creation=creation, **parts), self._runs.limits.silence_seconds)
+
+        pieces = patient(requests, self._runs.limits.silence_seconds)
+        name, message = await self._read_spec(pieces)
+        spec = await self._runs.machine.run(encode.decode_spec, message, self._runs.limits.parameters_count)
+        async with self._runs.claim(name, spec, lambda: say(pb.CREATION_WAIT)) as claim:
+            if isinstance(claim, HostedRun):
+                await say(pb.CREATION_EXISTS, run=encode.encode_run(claim.run))
+                return
+            for layout in encode.encode_layout(claim.layout):
+                await say(pb.CREATION_SEND_VALUES, layout=layout)
+            await self._read_values(pieces, claim)
+            await say(pb.CREATION_WORKING)
+            hosted = await self._runs.complete(claim)
+            await say(pb.CREATION_CREATED, run=encode.encode_run(hosted.run))
+
+    async def Join(self, request: pb.JoinRequest, context: Any) -> None:
+        check_name("worker", request.worker)
+        hosted = self._runs.get(request.run)
+        joined = await hosted.join(request.worker)
+        membership: pb.Membership | None = pb.Membership(
+            run_uid=joined.uid,
+            generation=joined.generation,
+            epoch=joined.epoch,
+            version=joined.version,
+            last_sequence=joined.last_sequence,
+        )
+        for layout in encode.encode_layout(hosted.run.layout):
+            await write(
+                context, pb.JoinResponse(membership=membership, layout=layout), self._runs.limits.silence_seconds
+            )
+            membership = None
+
+    async def GetLayout(self, request: pb.GetLayoutRequest, context: Any) -> None:
+        run = self._runs.get(request.run).run
+        uid = run.uid
+        for layout in encode.encode_layout(run.layout):
+            await write(context, pb.GetLayoutResponse(run_uid=uid, layout=layout), self._runs.limits.silence_seconds)
+            uid = b""
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=encode.encode_run(self._runs.get(request.run).run))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        names, token = _page(self._runs.names(), request.page_size, request.page_token, lambda name: name)
+        return pb.ListRunsResponse(
+            runs=[encode.encode_run(self._runs.get(name).run) for name in names], next_page_token=token
+        )
+
+    async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
+        hosted = self._runs.get(request.run)
+        await hosted.change(
+            request.group,
+            encode.decode_values(request.hyperparameters),
+            encode.decode_schedules(request.schedules),
+            request.schedules_removed,
+            request.keep_clock,
+            request.etag,
+        )
+        return pb.UpdateRunResponse(run=encode.encode_run(hosted.run))
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
+        await self._runs.delete(request.run)
+        return pb.DeleteRunResponse()
+
+    async def ListOptimizers(self, request: pb.ListOptimizersRequest, context: Any) -> pb.ListOptimizersResponse:
+        return pb.ListOptimizersResponse(
+            optimizers=[encode.encode_optimizer(definition) for _, definition in sorted(OPTIMIZERS.items())]
+        )
+
+    async def ListSchedules(self, request: pb.ListSchedulesRequest, context: Any) -> pb.ListSchedulesResponse:
+        return pb.ListSchedulesResponse(schedules=[encode.encode_schedule_entry(entry) for entry in list_schedules()])
+
+    async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Any) -> pb.PreviewScheduleResponse:
+        if request.steps > _PREVIEW_STEPS_MAX:
+            raise LimitExceeded(f"steps is {request.steps}, expected at most {_PREVIEW_STEPS_MAX}; preview fewer")
+        if not abs(request.initial) < float("inf"):
+            raise InvalidValue(f"initial is {request.initial}, expected a finite number; give one")
+        schedule = Schedule.parse(decode_schedule(request.schedule))
+        values = await self._runs.machine.run(preview, schedule, request.initial, request.steps)
+        return pb.PreviewScheduleResponse(values=values)
+
+    async def GetState(self, request: pb.GetStateRequest, context: Any) -> None:
+        await send_state(self._runs, request.run, context)
+
+    async def SetState(self, requests: AsyncIterator[pb.SetStateRequest], context: Any) -> pb.SetStateResponse:
+        hosted = await read_state(self._runs, patient(requests, self._runs.limits.silence_seconds))
+        return pb.SetStateResponse(run=encode.encode_run(hosted.run))
+
+    async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Any) -> pb.SaveCheckpointResponse:
+        info = await self._runs.save_checkpoint(request.run, request.checkpoint)
+        return pb.SaveCheckpointResponse(checkpoint=_encode_checkpoint(info))
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:
+        stored = [_encode_checkpoint(info) for info in await self._runs.list_checkpoints(request.run)]
+        # Oldest first; the time written orders them, the name tells apart those of the same instant.
+        ordered, token = _page(
+            stored, request.page_size, request.page_token, lambda c: f"{c.created_seconds:020.6f} {c.name}"
+        )
+        return pb.ListCheckpointsResponse(checkpoints=ordered, next_page_token=token)
+
+    async def RestoreCheckpoint(
+        self, request: pb.RestoreCheckpointRequest, context: Any
+    ) -> pb.RestoreCheckpointResponse:
+        hosted = await self._runs.restore_checkpoint(request.run, request.checkpoint)
+        return pb.RestoreCheckpointResponse(run=encode.encode_run(hosted.run))
+
+    async def _read_spec(self, requests: AsyncIterator[pb.CreateRunRequest]) -> tuple[str, run_pb2.Spec]:
+        name, spec, size = "", run_pb2.Spec(), 0
+        async for request in requests:
+            name = name or request.run
+            size += request.spec.ByteSize()
+            if size > self._runs.limits.spec_bytes:
+                raise LimitExceeded(
+                    f"the spec has more than {self._runs.limits.spec_bytes} bytes; use fewer or shorter names",
+                    limit=self._runs.limits.spec_bytes,
+                )
+            spec.MergeFrom(request.spec)
+            if request.spec_complete:
+                return name, spec
+        raise MalformedRequest("the creation ended before its spec was complete; send it whole")
+
+    async def _read_values(self, requests: AsyncIterator[pb.CreateRunRequest], claim: Claim) -> None:
+        machine = self._runs.machine
+        async for request in requests:
+            for part in request.values:
+                data = part.data  # each read copies
+                if part.group >= len(claim.transfers):
+                    raise MalformedRequest(
+                        f"values for group {part.group}, expected one of the layout; take it from there"
+                    )
+                transfer = claim.transfers[part.group]
+                transfer.admit(part.packed_offset_bytes, len(data))
+                await machine.run_sized(
+                    len(data), transfer.place, machine.memory.device, part.packed_offset_bytes, data
+                )
+            if request.values_complete:
+                return
+        raise MalformedRequest("the creation ended before its values were complete; send them all")
+
+
+def _page(items: Sequence[T], size: int, token: str, key: Any) -> tuple[list[T], str]:
+    """The items after `token` in order, and the token of the next page. A token is the key of the last item seen."""
+    following = sorted((item for item in items if not token or key(item) > token), key=key)
+    page = following[: min(size or _PAGE_SIZE, _PAGE_SIZE_MAX)]
+    return page, key(page[-1]) if len(page) < len(following) else ""
+
+
+def _encode_checkpoint(info: SnapshotInfo) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        name=info.name, version=info.version, created_seconds=info.created_seconds, size_bytes=info.size_bytes
+    )

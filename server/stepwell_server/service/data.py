@@ -1,0 +1,160 @@
+"""The data service: the training loop over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from stepwell.v1 import data_pb2, data_pb2_grpc
+from stepwell_server.core.errors import MalformedRequest
+from stepwell_server.service.encode import encode_answer
+from stepwell_server.service.errors import ENDED, encode_error
+from stepwell_server.service.exchange import Exchange
+from stepwell_server.service.runs import Runs
+from stepwell_server.service.streams import patient, read, write
+
+
+class DataService(data_pb2_grpc.DataServiceServicer):
+    """Worker streams are long-lived: `drain` ends each one after the exchange at work."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._draining = False
+        self._idle: set[asyncio.Task[Any]] = set()
+
+    def drain(self) -> None:
+        """End the worker streams; workers are told to come back."""
+        self._draining = True
+        for task in self._idle:
+            task.cancel()
+
+    async def Push(self, requests: AsyncIterator[data_pb2.PushRequest], context: Any) -> data_pb2.PushResponse:
+        exchange = Exchange(self._runs)
+        try:
+            async for request in patient(requests, self._runs.limits.silence_seconds):
+                if request.HasField("stage"):
+                    await exchange.stage(request.stage)
+                if request.HasField("commit"):
+                    return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
+            raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
+        finally:
+            await exchange.close()
+
+    async def Pull(self, request: data_pb2.PullRequest, context: Any) -> None:
+        parameters = await Exchange(self._runs).select(request.selection)
+        limit = self._runs.limits.silence_seconds
+        try:
+            header: data_pb2.ParametersHeader | None = parameters.header
+            async for ranges, _ in parameters.ranges():
+                await write(context, data_pb2.PullResponse(parameters=header, ranges=ranges), limit)
+                header = None
+        finally:
+            parameters.close()
+
+    async def Step(self, requests: AsyncIterator[data_pb2.StepRequest], context: Any) -> None:
+        stream = _Stream(self._runs, context, data_pb2.StepResponse)
+        try:
+            async for request in patient(requests, self._runs.limits.silence_seconds):
+                await stream.take(request)
+                if request.HasField("commit"):
+                    return
+            raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
+        finally:
+            await stream.exchange.close()
+
+    async def Work(self, requests: AsyncIterator[data_pb2.WorkRequest], context: Any) -> None:
+        stream = _Stream(self._runs, context, data_pb2.WorkResponse)
+        words = asyncio.create_task(stream.give_word())
+        failed = 0
+        try:
+            while True:
+                request = await self._next(context, stream)
+                if request is None:
+                    return
+                if request.exchange <= failed:
+                    continue  # the rest of an exchange that has failed
+                try:
+                    stream.number = request.exchange
+                    await stream.take(request, last=request.last)
+                except ENDED:
+                    raise
+                except Exception as error:  # noqa: BLE001  # becomes the exchange's error
+                    failed = request.exchange
+                    await stream.exchange.close()
+                    await stream.write(data_pb2.WorkResponse(error=encode_error(error), done=True))
+                finally:
+                    if request.last or failed == request.exchange:
+                        stream.number = None
+        finally:
+            words.cancel()
+            await stream.exchange.close()
+
+    async def _next(self, context: Any, stream: "_Stream") -> data_pb2.WorkRequest | None:
+        """The stream's next message, None at its end. A worker may pause between exchanges, but not long inside one."""
+        request: data_pb2.WorkRequest | None
+        if stream.number is not None:
+            request = await read(context, self._runs.limits.silence_seconds)
+            return request
+        if self._draining:
+            self._runs.refuse()
+        task = asyncio.current_task()
+        assert task is not None
+        self._idle.add(task)
+        try:
+            request = await read(context, None)
+            return request
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+            task.uncancel()
+            self._runs.refuse()
+        finally:
+            self._idle.discard(task)
+
+
+class _Stream:
+    """The answering side of a step or a worker's stream. number: the exchange at work, None between exchanges."""
+
+    def __init__(self, runs: Runs, context: Any, response: type[Any]) -> None:
+        self.exchange = Exchange(runs)
+        self.number: int | None = None
+        self._runs = runs
+        self._context = context
+        self._response = response
+        self._writing = asyncio.Lock()
+
+    async def take(self, request: Any, last: bool = False) -> None:
+        """Take a message's parts in order and answer them."""
+        parts: dict[str, Any] = {}
+        if request.HasField("stage"):
+            await self.exchange.stage(request.stage)
+        if request.HasField("commit"):
+            parts["answer"] = encode_answer(await self.exchange.commit(request.commit))
+        if not request.HasField("selection"):
+            if parts or last:
+                await self.write(self._made(parts, done=last))
+            return
+        parameters = await self.exchange.select(request.selection)
+        try:
+            parts["parameters"] = parameters.header
+            async for ranges, final in parameters.ranges():
+                await self.write(self._made(parts | {"ranges": ranges}, done=last and final))
+                parts = {}
+        finally:
+            parameters.close()
+
+    async def write(self, response: Any) -> None:
+        """Send a message; on a worker's stream, under the exchange's number."""
+        if self.number is not None:
+            response.exchange = self.number
+        async with self._writing:
+            await write(self._context, response, self._runs.limits.silence_seconds)
+
+    async def give_word(self) -> None:
+        """Say now and then that the server is still at work."""
+        while True:
+            await asyncio.sleep(self._runs.limits.word_seconds)
+            if self.number is not None:
+                await self.write(data_pb2.WorkResponse())
+
+    def _made(self, parts: dict[str, Any], done: bool) -> Any:
+        return self._response(**parts, done=True) if done else self._response(**parts)

@@ -1,0 +1,251 @@
+"""Between the domain's data and the contract's messages, both ways."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
+from stepwell.wire import (
+    decode_dtype,
+    decode_nonfinite,
+    decode_schedule,
+    decode_value,
+    encode_dtype,
+    encode_nonfinite,
+    encode_schedule,
+    encode_value,
+)
+from stepwell_server.core.arguments import Argument, Kind, Required
+from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition
+from stepwell_server.core.compiler.program import specialise
+from stepwell_server.core.errors import LimitExceeded, MalformedRequest
+from stepwell_server.core.layout import Layout, ParameterSpec
+from stepwell_server.core.run import Run
+from stepwell_server.core.schedules import ScheduleEntry
+from stepwell_server.core.spec import GroupSpec, RunSpec
+from stepwell_server.core.update import UpdateHeader
+from stepwell_server.core.workers import Answer, Identity, Outcome
+
+# 4,000 names of 200 bytes stay well under a message.
+_LAYOUT_PIECE_PARAMETERS = 4000
+_LAYOUT_PIECE_BYTES = 1 << 20
+
+_KINDS = {
+    Kind.NUMBER: values_pb2.ARGUMENT_KIND_NUMBER,
+    Kind.INTEGER: values_pb2.ARGUMENT_KIND_INTEGER,
+    Kind.FLAG: values_pb2.ARGUMENT_KIND_FLAG,
+    Kind.TEXT: values_pb2.ARGUMENT_KIND_TEXT,
+    Kind.NUMBERS: values_pb2.ARGUMENT_KIND_NUMBERS,
+}
+_OUTCOMES = {
+    Outcome.COMMITTED: data_pb2.OUTCOME_COMMITTED,
+    Outcome.SKIPPED_NONFINITE: data_pb2.OUTCOME_SKIPPED_NONFINITE,
+}
+
+
+def decode_spec(message: run_pb2.Spec, parameters_max: int) -> RunSpec:
+    if len(message.parameters) > parameters_max:
+        raise LimitExceeded(
+            f"the spec has {len(message.parameters)} parameters, expected at most {parameters_max}; use fewer",
+            limit=parameters_max,
+        )
+    return RunSpec(
+        parameters=tuple(
+            ParameterSpec(parameter.name, tuple(parameter.shape), decode_dtype(parameter.dtype))
+            for parameter in message.parameters
+        ),
+        optimizer=message.optimizer,
+        flavor=message.flavor,
+        hyperparameters=decode_values(message.hyperparameters),
+        schedules=decode_schedules(message.schedules),
+        groups=tuple(
+            GroupSpec(
+                name=group.name,
+                parameters=tuple(group.parameters),
+                optimizer=group.optimizer,
+                flavor=group.flavor,
+                hyperparameters=decode_values(group.hyperparameters),
+                schedules=decode_schedules(group.schedules),
+                frozen=group.frozen,
+            )
+            for group in message.groups
+        ),
+        nonfinite=decode_nonfinite(message.nonfinite),
+        samples_per_epoch=message.samples_per_epoch if message.HasField("samples_per_epoch") else None,
+    )
+
+
+def decode_values(message: Mapping[str, values_pb2.Value]) -> dict[str, Any]:
+    return {name: decode_value(value) for name, value in message.items()}
+
+
+def decode_schedules(message: Mapping[str, values_pb2.Schedule]) -> dict[str, dict[str, Any]]:
+    return {name: decode_schedule(schedule) for name, schedule in message.items()}
+
+
+def decode_header(message: data_pb2.UpdateHeader) -> UpdateHeader:
+    return UpdateHeader(
+        identity=decode_identity(message.identity),
+        without_gradient=tuple(message.without_gradient),
+        samples=message.samples,
+        hyperparameters={group.group: dict(group.values) for group in message.hyperparameters},
+    )
+
+
+def decode_identity(message: data_pb2.UpdateIdentity) -> Identity:
+    if not message.run:
+        raise MalformedRequest("an update has no identity, expected one in its first stage message; send it")
+    return Identity(
+        run=message.run,
+        uid=message.run_uid,
+        generation=message.generation,
+        worker=message.worker,
+        epoch=message.epoch,
+        sequence=message.sequence,
+        fingerprint=message.fingerprint,
+        acknowledged_version=message.acknowledged_version,
+    )
+
+
+def encode_answer(answer: Answer) -> data_pb2.Answer:
+    return data_pb2.Answer(outcome=_OUTCOMES[answer.outcome], committed_version=answer.committed_version)
+
+
+def encode_run(run: Run) -> run_pb2.Run:
+    message = run_pb2.Run(
+        name=run.name,
+        uid=run.uid,
+        generation=run.generation,
+        version=run.version,
+        etag=run.etag,
+        samples=run.samples,
+        spec=_encode_spec(run.spec),
+        parameters_count=len(run.layout.parameters),
+        state_bytes=run.state_bytes,
+        skipped_count=run.skipped_count,
+        duplicates_count=run.duplicates_count,
+    )
+    for group in run.groups:
+        state = message.groups.add(name=group.layout.name, dtype=encode_dtype(group.layout.dtype))
+        if group.settings is None:
+            continue
+        settings = group.settings
+        state.optimizer, state.flavor = settings.definition.name, settings.flavor
+        for name, value in settings.at(run.moment).items():
+            if name not in settings.definition.fixed:
+                state.hyperparameters[name].CopyFrom(encode_value(value))
+        for name, scheduled in settings.schedules.items():
+            state.schedules[name].CopyFrom(encode_schedule(scheduled.schedule.spec))
+        state.slots.extend(settings.program.slots)
+        state.scalars.extend(settings.program.scalars)
+    for name, worker in sorted(run.workers.joined.items()):
+        message.workers.add(name=name, epoch=worker.epoch, last_sequence=worker.last_sequence)
+    return message
+
+
+def encode_layout(layout: Layout) -> Iterator[run_pb2.Layout]:
+    """The layout in pieces, the last one marked; at least one."""
+    piece = run_pb2.Layout()
+    for group in layout.groups:
+        piece.groups.add(
+            name=group.name,
+            dtype=encode_dtype(group.dtype),
+            vector_bytes=group.vector_bytes,
+            packed_bytes=group.packed_bytes,
+            frozen=group.frozen,
+        )
+    names_bytes = 0
+    for placed in layout.parameters:
+        names_bytes += len(placed.spec.name.encode())
+        if len(piece.parameters) >= _LAYOUT_PIECE_PARAMETERS or names_bytes > _LAYOUT_PIECE_BYTES:
+            yield piece
+            piece, names_bytes = run_pb2.Layout(), 0
+        piece.parameters.add(
+            name=placed.spec.name,
+            shape=placed.spec.shape,
+            group=placed.group,
+            vector_offset_bytes=placed.vector_offset,
+            packed_offset_bytes=placed.packed_offset,
+        )
+    piece.last = True
+    yield piece
+
+
+def encode_optimizer(definition: Definition) -> control_pb2.Optimizer:
+    message = control_pb2.Optimizer(
+        name=definition.name,
+        summary=definition.summary,
+        reference=definition.reference,
+        matches=definition.matches,
+    )
+    for flavor in definition.flavors:
+        arguments = definition.arguments_of(flavor)
+        needed = {name: 0.0 for name, argument in arguments.items() if isinstance(argument.default, Required)}
+        program = specialise(definition, definition.resolve(flavor, needed))
+        message.flavors.add(
+            name=flavor,
+            arguments=[_encode_argument(argument) for argument in arguments.values()],
+            slots=program.slots,
+            scalars=program.scalars,
+            step_per_parameter=flavor in STEP_PER_PARAMETER,
+        )
+    return message
+
+
+def encode_schedule_entry(entry: ScheduleEntry) -> control_pb2.ScheduleDescription:
+    fewest, most = {None: (0, 0), 1: (1, 1), "many": (1, 63)}[entry.children]
+    return control_pb2.ScheduleDescription(
+        name=entry.name,
+        summary=entry.summary,
+        reference=entry.reference,
+        matches=entry.matches,
+        arguments=[_encode_argument(argument) for argument in entry.arguments],
+        absolute=entry.absolute,
+        children_min=fewest,
+        children_max=most,
+    )
+
+
+def _encode_argument(argument: Argument) -> values_pb2.Argument:
+    message = values_pb2.Argument(
+        name=argument.name,
+        kind=_KINDS[argument.kind],
+        optional=argument.optional,
+        minimum_open=argument.range.minimum_open,
+        maximum_open=argument.range.maximum_open,
+        choices=argument.choices,
+    )
+    if not isinstance(argument.default, Required):
+        message.default.CopyFrom(encode_value(argument.default))
+    if math.isfinite(argument.range.minimum):
+        message.minimum = argument.range.minimum
+    if math.isfinite(argument.range.maximum):
+        message.maximum = argument.range.maximum
+    return message
+
+
+def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
+    message = run_pb2.Spec(
+        optimizer=spec.optimizer,
+        flavor=spec.flavor,
+        nonfinite=encode_nonfinite(spec.nonfinite),
+        samples_per_epoch=spec.samples_per_epoch,
+    )
+    _fill(message, spec)
+    for group in spec.groups:
+        added = message.groups.add(
+            name=group.name,
+            parameters=group.parameters,
+            optimizer=group.optimizer,
+            flavor=group.flavor,
+            frozen=group.frozen,
+        )
+        _fill(added, group)
+    return message
+
+
+def _fill(message: Any, spec: RunSpec | GroupSpec) -> None:
+    for name, value in spec.hyperparameters.items():
+        message.hyperparameters[name].CopyFrom(encode_value(value))
+    for name, schedule in spec.schedules.items():
+        message.schedules[name].CopyFrom(encode_schedule(schedule))

@@ -1,0 +1,153 @@
+"""One exchange: an update on its way in, and parameters on their way out. The same code serves every data call."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+
+from stepwell.v1 import data_pb2, run_pb2
+from stepwell_server.core.errors import MalformedRequest, RunReplaced
+from stepwell_server.core.run import Hold
+from stepwell_server.core.update import Staging
+from stepwell_server.core.workers import Answer
+from stepwell_server.service import outgoing
+from stepwell_server.service.encode import decode_header, decode_identity
+from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine
+from stepwell_server.service.runs import Runs
+
+
+class Exchange:
+    """Stages one update at a time and commits it; what is staged is freed on `close`, whatever has happened."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._hosted: HostedRun | None = None
+        self._staging: Staging | None = None
+        self._stored: Answer | None = None
+        self._placing: asyncio.Task[None] | None = None
+
+    @property
+    def staging(self) -> bool:
+        """Whether an update is half here."""
+        return self._staging is not None
+
+    async def stage(self, message: data_pb2.Stage) -> None:
+        """Take a piece of an update. Raises what is wrong with it; the update is then gone."""
+        if message.HasField("header"):
+            await self._begin(message.header)
+        if self._stored is not None:
+            return
+        if self._staging is None or self._hosted is None:
+            raise MalformedRequest(
+                "a stage message came before a header, expected one in an update's first piece; send it"
+            )
+        ranges = []
+        for part in message.ranges:
+            data = part.data  # each read copies
+            self._staging.admit(part.group, part.packed_offset_bytes, len(data))
+            ranges.append((part.group, part.packed_offset_bytes, data))
+        await self._placed()
+        placing = self._hosted.place(self._staging, ranges)
+        if sum(len(data) for _, _, data in ranges) <= INLINE_BYTES_MAX:
+            await placing
+        else:  # on a thread, while the next message is read
+            self._placing = asyncio.create_task(placing)
+
+    async def commit(self, message: data_pb2.Commit) -> Answer:
+        """Commit what was staged, or say what became of it before."""
+        if self._stored is not None:
+            stored, self._stored = self._stored, None
+            return stored
+        if self._staging is None or self._hosted is None:
+            raise MalformedRequest(
+                "a commit came before a stage, expected the update first; send its header and ranges"
+            )
+        if message.HasField("identity") and decode_identity(message.identity) != self._staging.header.identity:
+            raise MalformedRequest(
+                "a commit names another update than the staged one; send the identity of the staged one"
+            )
+        await self._placed()
+        staging, self._staging = self._staging, None
+        return await self._hosted.commit(staging)
+
+    async def select(self, selection: data_pb2.Selection) -> "Parameters":
+        """Hold the parameters that were asked for; the caller closes what it gets."""
+        hosted = self._runs.get(selection.run)
+        if selection.run_uid and selection.run_uid != hosted.run.uid:
+            raise RunReplaced(f"run '{selection.run}' was deleted and made anew; get it again for its layout")
+        pieces = outgoing.select(hosted.run.layout, selection.parameters)
+        newer_than = selection.if_newer_than if selection.HasField("if_newer_than") else None
+        hold = await hosted.hold(newer_than)
+        return Parameters(self._runs.machine, hosted, hold, pieces)
+
+    async def close(self) -> None:
+        """Free what is staged."""
+        staging, self._staging, self._stored = self._staging, None, None
+        if self._placing is not None:
+            await asyncio.gather(self._placing, return_exceptions=True)
+            self._placing = None
+        if staging is not None and self._hosted is not None:
+            self._hosted.discard(staging)
+
+    async def _begin(self, message: data_pb2.UpdateHeader) -> None:
+        await self.close()
+        header = decode_header(message)
+        self._hosted = self._runs.get(header.identity.run)
+        self._stored = self._hosted.run.recall(header.identity)
+        if self._stored is not None:
+            self._hosted.run.duplicates_count += 1
+            return
+        self._staging = await self._hosted.stage(header)
+
+    async def _placed(self) -> None:
+        if self._placing is not None:
+            placing, self._placing = self._placing, None
+            await placing
+
+
+class Parameters:
+    """A version on its way out."""
+
+    def __init__(self, machine: Machine, hosted: HostedRun, hold: Hold | None, pieces: list[outgoing.Piece]) -> None:
+        self._machine = machine
+        self._layout = hosted.run.layout
+        self._hold = hold
+        self._pieces = pieces if hold is not None else []
+        self.header = data_pb2.ParametersHeader(
+            version=hosted.run.version if hold is None else hold.version,
+            unchanged=hold is None,
+            data_bytes=sum(size for _, _, size in self._pieces),
+        )
+
+    async def ranges(self) -> AsyncIterator[tuple[list[run_pb2.Range], bool]]:
+        """The ranges of each message, and whether it is the last; at least one message. The next is made meanwhile."""
+        if self._hold is None:
+            yield [], True
+            return
+        vectors = [group[""].vector for group in self._hold.groups]
+        cut = list(outgoing.messages(self._pieces)) or [[]]
+        following = self._read(vectors, cut[0])
+        for number in range(len(cut)):
+            ready = await following
+            last = number + 1 == len(cut)
+            if not last:
+                following = self._read(vectors, cut[number + 1])
+            yield ready, last
+
+    def close(self) -> None:
+        """Let the version go."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    def _read(self, vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]) -> asyncio.Future[Any]:
+        def read() -> list[run_pb2.Range]:
+            device = self._machine.memory.device
+            return [outgoing.read(device, self._layout.groups, vectors, piece) for piece in message]
+
+        if sum(size for _, _, size in message) <= INLINE_BYTES_MAX:
+            done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            done.set_result(read())
+            return done
+        return asyncio.ensure_future(self._machine.run(read))

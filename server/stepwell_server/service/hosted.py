@@ -1,0 +1,212 @@
+"""A run as the server hosts it: the core's run with a lock, waiting, and threads.
+
+Everything here runs on the event loop; kernels and copies of some size run on worker threads. A commit, once begun,
+goes to its end whatever becomes of its caller.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from stepwell_server.core.errors import UnknownRun
+from stepwell_server.core.memory import Memory, Size, Vector
+from stepwell_server.core.run import Commit, GroupArrays, Hold, Run
+from stepwell_server.core.settings import Settings
+from stepwell_server.core.spec import Schedules
+from stepwell_server.core.update import Staging, UpdateHeader
+from stepwell_server.core.workers import Answer, Membership
+
+R = TypeVar("R")
+
+# Work on fewer bytes than this is done on the loop: handing it to a thread would take longer.
+INLINE_BYTES_MAX = 256 << 10
+
+
+class Machine:
+    """What all runs of a server share: the memory, those who wait for it, and the worker threads."""
+
+    def __init__(self, memory: Memory, threads: ThreadPoolExecutor) -> None:
+        self.memory = memory
+        self._threads = threads
+        self._turns: list[asyncio.Future[None]] = []
+        self._freed = asyncio.Event()
+        memory.on_free = self._wake
+
+    async def run(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do blocking work on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def run_sized(self, size_bytes: int, work: Callable[..., R], *arguments: Any) -> R:
+        """Do work on a thread, or here if it is small."""
+        return work(*arguments) if size_bytes <= INLINE_BYTES_MAX else await self.run(work, *arguments)
+
+    async def allocate(self, sizes: Sequence[Size], purpose: str, beside_bytes: int) -> list[Vector]:
+        """Vectors for a staged update, first come first served; waits without a thread while there is no memory.
+
+        Raises MemoryExhausted if they could not be had even with nothing else in the way but `beside_bytes`.
+        """
+        needed = sum(elements * dtype.itemsize for elements, dtype in sizes)
+        self.memory.check_fits(needed, purpose, beside_bytes)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            while self._turns[0] is not turn or (vectors := self.memory.try_allocate(sizes)) is None:
+                await self.changed()
+            return vectors
+        finally:
+            self._turns.remove(turn)
+            self._wake()
+
+    async def changed(self) -> None:
+        """Wait until memory was freed or a reader let go."""
+        event = self._freed
+        await event.wait()
+
+    def _wake(self) -> None:
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+
+class HostedRun:
+    """One run and its lock. `gone` once it is deleted."""
+
+    def __init__(self, run: Run, machine: Machine) -> None:
+        self.run = run
+        self.gone = False
+        self._machine = machine
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[Run]:
+        """The run between commits; raises UnknownRun if it was deleted meanwhile."""
+        async with self._lock:
+            self.check_present()
+            yield self.run
+
+    def check_present(self) -> None:
+        if self.gone:
+            raise UnknownRun(f"run '{self.run.name}' was deleted; create it again")
+
+    async def join(self, worker: str) -> Membership:
+        async with self.exclusive() as run:
+            return run.workers.join(worker, run.version)
+
+    async def stage(self, header: UpdateHeader) -> Staging:
+        """Begin an update; waits for memory. `discard` or `commit` ends it."""
+        sizes = Staging.sizes(self.run.layout)
+        purpose = f"run '{self.run.name}': an update"
+        vectors = await self._machine.allocate(list(sizes.values()), purpose, self.run.state_bytes)
+        try:
+            self.check_present()
+            staging = self.run.stage(header, dict(zip(sizes, vectors, strict=True)))
+            if header.hyperparameters:
+                await self._machine.run(self.run.compile, self.run.settings_with(header))
+        except BaseException:
+            self._machine.memory.free(vectors)
+            raise
+        return staging
+
+    async def place(self, staging: Staging, ranges: Sequence[tuple[int, int, bytes]]) -> None:
+        """Copy admitted ranges (group, begin, data) to their places."""
+        size = sum(len(data) for _, _, data in ranges)
+        await self._machine.run_sized(size, self._place, staging, ranges)
+
+    def discard(self, staging: Staging) -> None:
+        """End an update that will not be committed."""
+        self._machine.memory.free([transfer.vector for transfer in staging.transfers.values()])
+
+    async def commit(self, staging: Staging) -> Answer:
+        """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
+        return await asyncio.shield(asyncio.create_task(self._commit(staging)))
+
+    async def hold(self, if_newer_than: int | None = None) -> Hold | None:
+        """Hold the present version's parameters; None if the run is not beyond `if_newer_than`."""
+        async with self.exclusive() as run:
+            if if_newer_than is not None and run.version <= if_newer_than:
+                return None
+            return run.hold()
+
+    async def hold_state(self) -> tuple[Hold, dict[str, Any], list[GroupArrays]]:
+        """Hold the whole state; also the run as plain data and its arrays, all of one version."""
+        async with self.exclusive() as run:
+            hold = run.hold(whole=True)
+            arrays = [
+                GroupArrays(
+                    {name: held.vector for name, held in vectors.items()},
+                    group.steps.copy(),
+                    {name: values.copy() for name, values in group.scalars.items()},
+                )
+                for vectors, group in zip(hold.groups, run.groups, strict=True)
+            ]
+            return hold, run.to_data(), arrays
+
+    async def change(
+        self,
+        group: str,
+        hyperparameters: Mapping[str, object],
+        schedules: Schedules,
+        removed: Sequence[str],
+        keep_clock: bool,
+        etag: str,
+    ) -> None:
+        """Change hyperparameters and schedules from the next commit on."""
+        async with self.exclusive() as run:
+            settings = run.change(group, hyperparameters, schedules, removed, keep_clock, etag)
+            await self._machine.run(run.compile, settings)
+            run.set_settings(settings)
+
+    async def replace_state(
+        self,
+        enter_generation: Callable[[int], Any],
+        version: int,
+        samples: float,
+        arrays: Sequence[GroupArrays],
+        settings: Sequence[Settings | None] | None = None,
+        expected_version: int | None = None,
+    ) -> None:
+        """Go over to another state in a new generation, which `enter_generation` makes durable first."""
+        async with self.exclusive() as run:
+            run.check_version(expected_version)
+            await self._machine.run(enter_generation, run.generation + 1)
+            if settings is not None:
+                await self._machine.run(run.compile, settings)
+            run.replace_state(run.generation + 1, version, samples, arrays, settings)
+
+    async def delete(self) -> None:
+        async with self.exclusive() as run:
+            self.gone = True
+            run.free()
+
+    def _place(self, staging: Staging, ranges: Sequence[tuple[int, int, bytes]]) -> None:
+        for group, begin, data in ranges:
+            staging.place(self._machine.memory.device, group, begin, data)
+
+    async def _commit(self, staging: Staging) -> Answer:
+        try:
+            async with self.exclusive() as run:
+                stored = run.recall(staging.header.identity)
+                if stored is not None:
+                    run.duplicates_count += 1
+                    return stored
+                planned = run.prepare(staging)
+                if isinstance(planned, Answer):
+                    return planned
+                await self._make_copies(planned)
+                size = sum(gradient.nbytes for gradient in planned.gradients)
+                await self._machine.run_sized(size, planned.apply, self._machine.memory)
+                return run.finish(planned)
+        finally:
+            self.discard(staging)
+
+    async def _make_copies(self, commit: Commit) -> None:
+        """Have memory for what readers hold, or wait until they let go."""
+        while needed := commit.copies_needed():
+            sizes = [(group.group.layout.elements, group.group.layout.dtype) for group, _ in needed]
+            vectors = self._machine.memory.try_allocate(sizes)
+            if vectors is not None:
+                for (group, name), vector in zip(needed, vectors, strict=True):
+                    group.copies[name] = vector
+                return
+            await self._machine.changed()

@@ -1,0 +1,69 @@
+"""Parts of flat vectors on their way out, cut into messages of at most one range size."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from stepwell.v1 import run_pb2
+from stepwell.wire import RANGE_BYTES
+from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.layout import Layout, LayoutGroup
+from stepwell_server.core.memory import Vector
+
+Piece = tuple[int, int, int]  # group, begin and size in packed bytes
+
+
+def select(layout: Layout, indices: Sequence[int]) -> list[Piece]:
+    """The packed intervals of some parameters, or of all for none; neighbours are joined."""
+    if not indices:
+        return [(number, 0, group.packed_bytes) for number, group in enumerate(layout.groups) if group.packed_bytes]
+    pieces: list[Piece] = []
+    for index in indices:
+        layout.check_index(index)
+        placed = layout.parameters[index]
+        size = placed.spec.size_bytes
+        if not size:
+            continue
+        if pieces and pieces[-1][0] == placed.group and sum(pieces[-1][1:]) == placed.packed_offset:
+            pieces[-1] = (placed.group, pieces[-1][1], pieces[-1][2] + size)
+        else:
+            pieces.append((placed.group, placed.packed_offset, size))
+    return pieces
+
+
+def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """The same bytes in lists that fit one message each."""
+    message: list[Piece] = []
+    room = RANGE_BYTES
+    for group, begin, size in pieces:
+        while size:
+            part = min(size, room)
+            message.append((group, begin, part))
+            begin, size, room = begin + part, size - part, room - part
+            if not room:
+                yield message
+                message, room = [], RANGE_BYTES
+    if message:
+        yield message
+
+
+def read(device: CpuDevice, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece) -> run_pb2.Range:
+    """A range with the bytes of a piece."""
+    number, begin, size = piece
+    group, vector = groups[number], vectors[number]
+    place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
+    if begin + size <= group.packed_offsets[place + 1]:
+        start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
+        data = vector.view(np.uint8)[start : start + size].tobytes()
+    else:
+        packed = np.empty(size, np.uint8)
+        device.gather(vector, packed, begin, group.packed_offsets, group.vector_offsets)
+        data = packed.tobytes()
+    return run_pb2.Range(group=number, packed_offset_bytes=begin, data=data)
+
+
+def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:
+    """A layout of plain numbers without padding: what steps and scalars have."""
+    size = elements * dtype.itemsize
+    return LayoutGroup("", dtype, False, (), size, np.zeros(1, np.int64), np.array([0, size], np.int64))

@@ -1,0 +1,323 @@
+"""The runs of a server: created, found, stored, brought back, deleted."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import structlog
+
+from stepwell_server.core.errors import (
+    DomainError,
+    LimitExceeded,
+    RunDiffers,
+    ServerStopping,
+    StorageDisabled,
+    UnknownRun,
+)
+from stepwell_server.core.layout import Layout, check_name
+from stepwell_server.core.memory import Size, Vector
+from stepwell_server.core.run import GroupArrays, Run, RunLimits
+from stepwell_server.core.settings import Settings
+from stepwell_server.core.spec import RunSpec
+from stepwell_server.core.update import GroupTransfer
+from stepwell_server.service.hosted import HostedRun, Machine
+from stepwell_server.service.limits import Limits
+from stepwell_server.storage.directory import DataDirectory
+from stepwell_server.storage.snapshot import SnapshotInfo
+
+log = structlog.get_logger()
+
+UID_BYTES = 16
+_DIFFERENCES_SHOWN = 10
+
+
+class Claim:
+    """The right to create a run, held while its values arrive."""
+
+    def __init__(self, name: str, spec: RunSpec, layout: Layout, settings: Sequence[Settings | None]) -> None:
+        self.name = name
+        self.spec = spec
+        self.layout = layout
+        self.settings = settings
+        self.vectors: list[dict[str, Vector]] = []
+        self.transfers: list[GroupTransfer] = []
+
+    def take(self, vectors: list[dict[str, Vector]]) -> None:
+        self.vectors = vectors
+        self.transfers = [
+            GroupTransfer(group, taken[""], f"run '{self.name}', values of group {number}")
+            for number, (group, taken) in enumerate(zip(self.layout.groups, vectors, strict=True))
+        ]
+
+
+class Runs:
+    """storage: None on a server without a data directory."""
+
+    def __init__(self, machine: Machine, limits: Limits, storage: DataDirectory | None) -> None:
+        self.machine = machine
+        self.limits = limits
+        self._storage = storage
+        self._runs: dict[str, HostedRun] = {}
+        self._creating: dict[str, asyncio.Event] = {}
+        self._stopping = False
+        self._saving: set[asyncio.Task[bool]] = set()
+        self._saved: dict[str, tuple[bytes, int, int, int, str]] = {}
+        self._save_locks: dict[str, asyncio.Lock] = {}
+
+    # Finding.
+
+    def get(self, name: str) -> HostedRun:
+        """The run of this name; raises UnknownRun."""
+        hosted = self._runs.get(name)
+        if hosted is None:
+            known = ", ".join(sorted(self._runs)[:10]) or "(none)"
+            raise UnknownRun(f"run '{name[:200]}' is not known, expected one of {known}; create it", got=name[:200])
+        return hosted
+
+    def names(self) -> list[str]:
+        return sorted(self._runs)
+
+    # Creating.
+
+    @asynccontextmanager
+    async def claim(
+        self, name: str, spec: RunSpec, give_word: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[Claim | HostedRun]:
+        """The run if it exists with this spec, else the right to create it; waits while another caller creates it.
+
+        Leaving without `complete` gives the claim and its memory back, and the next one who waits is asked.
+        Raises what is wrong with the name or spec, RunDiffers, LimitExceeded, MemoryExhausted or ServerStopping.
+        """
+        check_name("run", name)
+        layout = await self.machine.run(spec.layout)
+        settings = await self.machine.run(spec.settings, layout)
+        while True:
+            if name in self._runs:
+                await self._check_same(self._runs[name], spec)
+                yield self._runs[name]
+                return
+            if name not in self._creating:
+                break
+            await self._wait(self._creating[name], give_word)
+        self.check_open()
+        if len(self._runs) + len(self._creating) >= self.limits.runs_count:
+            raise LimitExceeded(
+                f"the server has {len(self._runs)} runs, expected at most {self.limits.runs_count}; delete some",
+                limit=self.limits.runs_count,
+            )
+        done = self._creating[name] = asyncio.Event()
+        claim = Claim(name, spec, layout, settings)
+        try:
+            claim.take(self._allocate(Run.state_sizes(layout, settings), f"run '{name}'"))
+            yield claim
+        finally:
+            if claim.vectors:
+                self.machine.memory.free([vector for group in claim.vectors for vector in group.values()])
+            del self._creating[name]
+            done.set()
+
+    async def complete(self, claim: Claim) -> HostedRun:
+        """Make a claimed run from the values that have arrived; raises IncompleteUpdate."""
+        for transfer in claim.transfers:
+            transfer.check_complete()
+        run = Run(claim.name, os.urandom(UID_BYTES), claim.spec, claim.layout, self.machine.memory, self._run_limits())
+        await self.machine.run(run.compile, claim.settings)
+        await self.machine.run(run.begin, claim.settings, claim.vectors)
+        claim.vectors = []
+        hosted = self._runs[claim.name] = HostedRun(run, self.machine)
+        log.info("run created", run=claim.name, parameters=len(claim.layout.parameters), state_bytes=run.state_bytes)
+        if self._storage is not None:
+            # From now on a restart knows the run.
+            task = asyncio.create_task(self._save_quietly(claim.name))
+            self._saving.add(task)
+            task.add_done_callback(self._saving.discard)
+        return hosted
+
+    def check_open(self) -> None:
+        """Raise ServerStopping if the server is shutting down."""
+        if self._stopping:
+            self.refuse()
+
+    def refuse(self) -> NoReturn:
+        raise ServerStopping("the server is stopping, expected to be back soon; try again")
+
+    # Changing whole states.
+
+    async def replace_state(
+        self,
+        name: str,
+        version: int,
+        samples: float,
+        arrays: Sequence[GroupArrays],
+        settings: Sequence[Settings | None] | None = None,
+        expected_version: int | None = None,
+    ) -> HostedRun:
+        """Take a run to another state, in a new generation that a restart remembers."""
+        hosted = self.get(name)
+
+        def enter(generation: int) -> None:
+            if self._storage is not None:
+                self._storage.enter_generation(name, generation)
+
+        await hosted.replace_state(enter, version, samples, arrays, settings, expected_version)
+        if self._storage is not None:
+            await self.save(name)
+        return hosted
+
+    async def delete(self, name: str) -> None:
+        """Delete a run and what is stored of it."""
+        hosted = self.get(name)
+        async with self._saving_of(name):
+            await hosted.delete()
+            del self._runs[name]
+            self._saved.pop(name, None)
+            if self._storage is not None:
+                await self.machine.run(self._storage.delete_run, name)
+        log.info("run deleted", run=name)
+
+    # Storing.
+
+    async def save(self, name: str) -> SnapshotInfo | None:
+        """Write a snapshot while training goes on; None if nothing has changed since the last one."""
+        storage = self._require_storage()
+        async with self._saving_of(name):
+            hosted = self.get(name)
+            hold, data, arrays = await hosted.hold_state()
+            try:
+                run = hosted.run
+                mark = (
+                    run.uid,
+                    data["generation"],
+                    data["version"],
+                    data["skipped_count"],
+                    str(data["workers"]) + run.etag,
+                )
+                if self._saved.get(name) == mark:
+                    return None
+                info = await self.machine.run(storage.save_snapshot, name, data, run.layout, arrays, time.time())
+                self._saved[name] = mark
+                log.info("snapshot written", run=name, version=data["version"], size_bytes=info.size_bytes)
+                return info
+            finally:
+                hold.release()
+
+    async def save_all(self) -> bool:
+        """Write a snapshot of every run; returns whether all succeeded. A failure is logged and training goes on."""
+        results = [await self._save_quietly(name) for name in self.names()]
+        return all(results)
+
+    async def save_checkpoint(self, name: str, checkpoint: str) -> SnapshotInfo:
+        storage = self._require_storage()
+        hosted = self.get(name)
+        hold, data, arrays = await hosted.hold_state()
+        try:
+            chosen = check_name("checkpoint", checkpoint or f"version-{data['version']}")
+            return await self.machine.run(
+                storage.save_checkpoint, name, chosen, data, hosted.run.layout, arrays, time.time()
+            )
+        finally:
+            hold.release()
+
+    async def list_checkpoints(self, name: str) -> list[SnapshotInfo]:
+        storage = self._require_storage()
+        self.get(name)
+        return await self.machine.run(storage.list_checkpoints, name)
+
+    async def restore_checkpoint(self, name: str, checkpoint: str) -> HostedRun:
+        storage = self._require_storage()
+        check_name("checkpoint", checkpoint)
+        memory = self.machine.memory
+        self.get(name)
+        data, arrays, _ = await self.machine.run(storage.load_checkpoint, name, checkpoint, self._allocator(name))
+        try:
+            _, settings = Run.from_data(data, memory, self._run_limits())
+            return await self.replace_state(name, int(data["version"]), float(data["samples"]), arrays, settings)
+        except DomainError:
+            memory.free([vector for group in arrays for vector in group.vectors.values()])
+            raise
+
+    async def restore_all(self) -> None:
+        """Bring every stored run back at start. After an unclean stop each enters a new generation."""
+        if self._storage is None:
+            return
+        storage = self._storage
+        clean = await self.machine.run(storage.take_clean_mark)
+        for name in await self.machine.run(storage.run_names):
+            data, arrays, _ = await self.machine.run(storage.load_newest, name, self._allocator(name))
+            run, settings = Run.from_data(data, self.machine.memory, self._run_limits())
+            await self.machine.run(run.compile, settings)
+            run.take_arrays(settings, arrays)
+            if not clean:
+                generation = max(run.generation, await self.machine.run(storage.generation, name)) + 1
+                await self.machine.run(storage.enter_generation, name, generation)
+                run.workers.rewind(generation)
+            self._runs[name] = HostedRun(run, self.machine)
+            log.info("run restored", run=name, version=run.version, generation=run.generation, clean=clean)
+
+    async def stop(self) -> None:
+        """Refuse new runs, and write what a clean restart needs."""
+        self._stopping = True
+        if self._saving:
+            await asyncio.wait(self._saving)
+        if self._storage is not None and await self.save_all():
+            await self.machine.run(self._storage.mark_clean)
+
+    # Pieces.
+
+    def _allocate(self, sizes: Sequence[dict[str, Size]], purpose: str) -> list[dict[str, Vector]]:
+        vectors = iter(self.machine.memory.allocate([size for group in sizes for size in group.values()], purpose))
+        return [{slot: next(vectors) for slot in group} for group in sizes]
+
+    def _allocator(self, name: str) -> Callable[[list[Size]], list[Vector]]:
+        """Allocates for a thread that reads a stored state; the memory itself belongs to the loop."""
+        loop = asyncio.get_running_loop()
+
+        def allocate(sizes: list[Size]) -> list[Vector]:
+            async def on_loop() -> list[Vector]:
+                return self.machine.memory.allocate(sizes, f"run '{name}'")
+
+            return asyncio.run_coroutine_threadsafe(on_loop(), loop).result()
+
+        return allocate
+
+    async def _check_same(self, hosted: HostedRun, spec: RunSpec) -> None:
+        differences = await self.machine.run(hosted.run.spec.differences, spec)
+        if differences:
+            shown = "; ".join(differences[:_DIFFERENCES_SHOWN])
+            raise RunDiffers(
+                f"run '{hosted.run.name}' exists with another spec: {shown}; use the same spec, or another name",
+                differences=shown,
+            )
+
+    async def _wait(self, event: asyncio.Event, give_word: Callable[[], Awaitable[None]]) -> None:
+        while not event.is_set():
+            await give_word()
+            try:
+                async with asyncio.timeout(self.limits.word_seconds):
+                    await event.wait()
+            except TimeoutError:
+                continue
+
+    async def _save_quietly(self, name: str) -> bool:
+        try:
+            await self.save(name)
+        except UnknownRun:
+            return True
+        except Exception:
+            log.exception("snapshot failed", run=name)
+            return False
+        return True
+
+    def _saving_of(self, name: str) -> asyncio.Lock:
+        return self._save_locks.setdefault(name, asyncio.Lock())
+
+    def _require_storage(self) -> DataDirectory:
+        if self._storage is None:
+            raise StorageDisabled("the server has no data directory; start it with --data-dir")
+        return self._storage
+
+    def _run_limits(self) -> RunLimits:
+        return RunLimits(self.limits.outstanding_updates_count, self.limits.workers_count)
