@@ -12,6 +12,7 @@ from stepwell_server.core.optimizers.adagrad import adagrad as adagrad
 from stepwell_server.core.optimizers.adagrad import rmsprop as rmsprop
 from stepwell_server.core.optimizers.adam import adam as adam
 from stepwell_server.core.optimizers.adam import adamw as adamw
+from stepwell_server.core.optimizers.adam import amsgrad as amsgrad
 from stepwell_server.core.optimizers.adamax import adamax as adamax
 from stepwell_server.core.optimizers.nadam import nadam as nadam
 from stepwell_server.core.optimizers.sgd import nag as nag

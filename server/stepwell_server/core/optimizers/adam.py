@@ -12,7 +12,7 @@ from stepwell_server.core.compiler.functions import maximum, sqrt
     matches="torch.optim.Adam",
     flavors={
         "torch": {},
-        "optax": {"lr": REQUIRED},
+        "optax": {"lr": REQUIRED, "amsgrad_corrected": True},
         "keras": {"eps": 1e-7, "eps_hat": True},
         "lecture": {},
         "lecture_schedule": {"bias_correction": False, "eps": 0.0, "eps_root": 1e-8},
@@ -32,6 +32,7 @@ def adam(
     eps: float = 1e-8,
     eps_root: float = 0.0,
     amsgrad: bool = False,
+    amsgrad_corrected: bool = False,
     nesterov: bool = False,
     eps_hat: bool = False,
     bias_correction: bool = True,
@@ -39,8 +40,8 @@ def adam(
     """Adam: momentum, scaled by the root of a running mean of squared gradients.
 
     eps lies outside the root, as in Algorithm 1 and PyTorch; eps_root lies inside. eps_hat (Keras, and the paper's
-    second form) adds eps before the bias correction. amsgrad takes the largest second moment so far, uncorrected.
-    nesterov is Dozat's look-ahead without a momentum schedule (optax).
+    second form) adds eps before the bias correction. amsgrad takes the largest second moment so far, uncorrected, or
+    with amsgrad_corrected (optax) after its bias correction. nesterov is Dozat's look-ahead without a momentum schedule (optax).
     """
     exp_avg = beta1 * exp_avg + (1 - beta1) * grad
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad**2
@@ -51,12 +52,17 @@ def adam(
         ahead = 1 - beta1 ** (step + 1) if bias_correction else 1.0
         direction = beta1 / ahead * exp_avg + (1 - beta1) / correction1 * grad
     second = exp_avg_sq
+    uncorrected = correction2
     if amsgrad:
-        max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+        if amsgrad_corrected:
+            second = exp_avg_sq / correction2
+            uncorrected = 1.0
+        max_exp_avg_sq = maximum(max_exp_avg_sq, second)
         second = max_exp_avg_sq
-    scale = sqrt(second / correction2 + eps_root) + eps
     if eps_hat:
-        scale = (sqrt(second + eps_root) + eps) / sqrt(correction2)
+        scale = (sqrt(second + eps_root) + eps) / sqrt(uncorrected)
+    else:
+        scale = sqrt(second / uncorrected + eps_root) + eps
     return param - lr * direction / scale, exp_avg, exp_avg_sq, max_exp_avg_sq
 
 
@@ -67,8 +73,17 @@ adamw = adam.variant(
     matches="torch.optim.AdamW",
     flavors={
         "torch": {"weight_decay": 1e-2},
-        "optax": {"lr": REQUIRED, "weight_decay": 1e-4},
+        "optax": {"lr": REQUIRED, "amsgrad_corrected": True, "weight_decay": 1e-4},
         "keras": {"eps": 1e-7, "eps_hat": True, "weight_decay": 4e-3},
     },
     fixed={"decoupled_weight_decay": True},
+)
+
+amsgrad = adam.variant(
+    "amsgrad",
+    "AMSGrad: Adam with the largest second moment so far, as optax has it.",
+    reference="Reddi, Kale & Kumar 2018, https://arxiv.org/abs/1904.09237",
+    matches="optax.amsgrad",
+    flavors={"optax": {"lr": REQUIRED}},
+    fixed={"amsgrad": True, "amsgrad_corrected": True},
 )
