@@ -322,7 +322,7 @@ class Run:
         known = sorted({layout.name for layout in self.layout.groups if not layout.frozen})
         if group and group not in known:
             raise UnknownGroup(
-                f"run '{self.name}' has no group '{group[:200]}' that is optimized, expected one of {', '.join(known)}; "
+                f"run '{self.name}' has no group '{group[:200]}' to optimize, expected one of {', '.join(known)}; "
                 "choose one of them",
                 got=group[:200],
             )

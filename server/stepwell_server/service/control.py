@@ -16,7 +16,7 @@ from stepwell_server.service.hosted import HostedRun
 from stepwell_server.service.runs import Claim, Runs
 from stepwell_server.service.state import read_state, send_state
 from stepwell_server.service.streams import patient, write
-from stepwell_server.storage.snapshot import SnapshotInfo
+from stepwell_server.storage.directory import CheckpointInfo
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ def _page(items: Sequence[T], size: int, token: str, key: Any) -> tuple[list[T],
     return page, key(page[-1]) if len(page) < len(following) else ""
 
 
-def _encode_checkpoint(info: SnapshotInfo) -> pb.Checkpoint:
+def _encode_checkpoint(info: CheckpointInfo) -> pb.Checkpoint:
     return pb.Checkpoint(
         name=info.name, version=info.version, created_seconds=info.created_seconds, size_bytes=info.size_bytes
     )

@@ -25,7 +25,7 @@ from stepwell_server.core.spec import RunSpec
 from stepwell_server.core.update import GroupTransfer
 from stepwell_server.service.hosted import HostedRun, Machine
 from stepwell_server.service.limits import Limits
-from stepwell_server.storage.directory import DataDirectory
+from stepwell_server.storage.directory import CheckpointInfo, DataDirectory
 from stepwell_server.storage.snapshot import SnapshotInfo
 
 log = structlog.get_logger()
@@ -209,7 +209,7 @@ class Runs:
         results = [await self._save_quietly(name) for name in self.names()]
         return all(results)
 
-    async def save_checkpoint(self, name: str, checkpoint: str) -> SnapshotInfo:
+    async def save_checkpoint(self, name: str, checkpoint: str) -> CheckpointInfo:
         storage = self._require_storage()
         hosted = self.get(name)
         hold, data, arrays = await hosted.hold_state()
@@ -221,7 +221,7 @@ class Runs:
         finally:
             hold.release()
 
-    async def list_checkpoints(self, name: str) -> list[SnapshotInfo]:
+    async def list_checkpoints(self, name: str) -> list[CheckpointInfo]:
         storage = self._require_storage()
         self.get(name)
         return await self.machine.run(storage.list_checkpoints, name)

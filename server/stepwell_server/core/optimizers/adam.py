@@ -41,7 +41,7 @@ def adam(
 
     eps lies outside the root, as in Algorithm 1 and PyTorch; eps_root lies inside. eps_hat (Keras, and the paper's
     second form) adds eps before the bias correction. amsgrad takes the largest second moment so far, uncorrected, or
-    with amsgrad_corrected (optax) after its bias correction. nesterov is Dozat's look-ahead without a momentum schedule (optax).
+    with amsgrad_corrected (optax) corrected. nesterov is Dozat's look-ahead without a momentum schedule.
     """
     exp_avg = beta1 * exp_avg + (1 - beta1) * grad
     exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad**2
