@@ -14,9 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stepwell_server import __version__
 from stepwell_server.core.errors import DomainError
+from stepwell_server.demo.options import DemoOptions, WorkerOptions
 from stepwell_server.service.limits import Limits
-from stepwell_server.service.server import ServerSettings
-from stepwell_server.service.server import serve as serve_until_stopped
 
 app = typer.Typer(
     name="stepwell",
@@ -86,6 +85,10 @@ def serve(
 
     The first line on stdout is `listening on ADDRESS`, the next ones say how to join. Logs go to stderr.
     """
+    # Heavy (gRPC's server, Numba): --help and healthcheck stay quick without.
+    from stepwell_server.service.server import ServerSettings  # noqa: PLC0415
+    from stepwell_server.service.server import serve as serve_until_stopped  # noqa: PLC0415
+
     _configure_logs(log_format)
     limits = Limits(memory_bytes=_bytes(max_memory), silence_seconds=silence_seconds, word_seconds=word_seconds)
     settings = ServerSettings(
@@ -122,6 +125,92 @@ def healthcheck(
         sys.exit(
             f"stepwell: the server at {address} is {health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)}"
         )
+
+
+_Optimizer = Annotated[str, typer.Option(help="The optimizer's name.")]
+_Flavor = Annotated[str | None, typer.Option(help="Whose defaults: torch, optax, keras, lecture; else the first.")]
+_LearningRate = Annotated[float | None, typer.Option("--lr", help="The learning rate; else one that suits.")]
+_Schedule = Annotated[str, typer.Option(help="The learning rate's schedule; a wrong name lists those that there are.")]
+_Workers = Annotated[int, typer.Option(min=1, help="How many workers train.")]
+_Steps = Annotated[int, typer.Option(min=1, help="Updates that each worker makes.")]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Images per update.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of the first weights and the mini-batches.")]
+_Run = Annotated[str, typer.Option(help="The run's name on the server.")]
+
+_DEMO = DemoOptions()
+
+
+@app.command()
+def demo(
+    optimizer: _Optimizer = _DEMO.optimizer,
+    flavor: _Flavor = None,
+    lr: _LearningRate = None,
+    schedule: _Schedule = _DEMO.schedule,
+    workers: _Workers = _DEMO.workers,
+    steps: _Steps = _DEMO.steps,
+    batch_size: _BatchSize = _DEMO.batch_size,
+    seed: _Seed = _DEMO.seed,
+    run: _Run = _DEMO.run,
+    target: Annotated[float, typer.Option(min=0, max=1, help="The test accuracy below which it fails.")] = _DEMO.target,
+    picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = _DEMO.picture,
+    address: Annotated[str | None, typer.Option(help="Use this running server instead of starting one.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines now and then instead of a live table.")] = False,
+) -> None:
+    """Train on handwritten digits: a server, workers, live progress, the test accuracy, and a picture."""
+    # Heavy (scikit-learn, Matplotlib), and not installed with the server alone.
+    from stepwell_server.demo.session import run_demo  # noqa: PLC0415
+
+    options = DemoOptions(
+        optimizer=optimizer,
+        flavor=flavor,
+        lr=lr,
+        schedule=schedule,
+        workers=workers,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        run=run,
+        target=target,
+        picture=picture,
+        address=address,
+        plain=plain,
+    )
+    raise typer.Exit(run_demo(options))
+
+
+@app.command("demo-worker")
+def demo_worker(
+    address: Annotated[str, typer.Option(envvar="STEPWELL_ADDRESS", help="The server's.")] = "127.0.0.1:50051",
+    index: Annotated[int | None, typer.Option(help="Which worker this is; else it helps to the end.")] = None,
+    supervised: Annotated[bool, typer.Option("--supervised", help="Report JSON lines; end with stdin.")] = False,
+    optimizer: _Optimizer = _DEMO.optimizer,
+    flavor: _Flavor = None,
+    lr: _LearningRate = None,
+    schedule: _Schedule = _DEMO.schedule,
+    workers: _Workers = _DEMO.workers,
+    steps: _Steps = _DEMO.steps,
+    batch_size: _BatchSize = _DEMO.batch_size,
+    seed: _Seed = _DEMO.seed,
+    run: _Run = _DEMO.run,
+) -> None:
+    """One worker of the demo: create or join the run, train, and print progress."""
+    from stepwell_server.demo.worker import run_worker  # noqa: PLC0415  # heavy, as above
+
+    options = WorkerOptions(
+        address=address,
+        index=index,
+        supervised=supervised,
+        optimizer=optimizer,
+        flavor=flavor,
+        lr=lr,
+        schedule=schedule,
+        workers=workers,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+        run=run,
+    )
+    raise typer.Exit(run_worker(options))
 
 
 def _announce(address: str, insecure: bool) -> None:
