@@ -22,9 +22,8 @@ def step_through(
 
     The learning rates come from a `table` schedule, where the optimizer has one.
     """
-    present = {key: value for key, value in params.items() if value is not None}
     schedules = {} if name == "adadelta_ratio" else {"lr": {"name": "table", "values": list(lrs)}}
-    run = LocalRun(present, name, flavor=flavor, hyperparameters=hyper, schedules=schedules, device=DEVICE)
+    run = LocalRun(params, name, flavor=flavor, hyperparameters=hyper, schedules=schedules, device=DEVICE)
     return [run.step(gradients) for gradients in grads]
 
 

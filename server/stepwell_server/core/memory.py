@@ -37,13 +37,14 @@ class Memory:
         """What is taken and what is kept for the next taker."""
         return self._used_bytes + self._kept_bytes()
 
-    def check_fits(self, size_bytes: int, purpose: str, beside_bytes: int = 0) -> None:
-        """Raise MemoryExhausted if `size_bytes` could never be had beside what stays taken."""
-        if size_bytes + beside_bytes > self.bytes_max:
+    def check_fits(self, sizes: Sequence[Size], purpose: str, beside_bytes: int) -> None:
+        """Raise MemoryExhausted if the vectors could never be had beside what stays taken."""
+        needed = sum(_bytes(size) for size in sizes)
+        if needed + beside_bytes > self.bytes_max:
             raise MemoryExhausted(
-                f"{purpose} needs {size_bytes} bytes, expected at most {self.bytes_max - beside_bytes} of the server's "
+                f"{purpose} needs {needed} bytes, expected at most {self.bytes_max - beside_bytes} of the server's "
                 f"{self.bytes_max}; use a smaller run or a server with a larger --max-memory",
-                needed_bytes=size_bytes,
+                needed_bytes=needed,
                 limit_bytes=self.bytes_max,
             )
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from stepwell.v1 import data_pb2, data_pb2_grpc
-from stepwell_server.core.errors import MalformedRequest
+from stepwell_server.core.errors import LimitExceeded, MalformedRequest
 from stepwell_server.service.encode import encode_answer
 from stepwell_server.service.errors import ENDED, encode_error
 from stepwell_server.service.exchange import Exchange
@@ -154,7 +154,10 @@ class _Stream:
         while True:
             await asyncio.sleep(self._runs.limits.word_seconds)
             if self.number is not None:
-                await self.write(data_pb2.WorkResponse())
+                try:
+                    await self.write(data_pb2.WorkResponse())
+                except (*ENDED, LimitExceeded):
+                    return  # whoever is at work on the exchange finds out, too
 
     def _made(self, parts: dict[str, Any], done: bool) -> Any:
         return self._response(**parts, done=True) if done else self._response(**parts)

@@ -15,13 +15,14 @@ from stepwell.wire import (
     encode_schedule,
     encode_value,
 )
-from stepwell_server.core.arguments import Argument, Kind, Required
+from stepwell_server.core.arguments import Argument, Kind, Required, Value
 from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition
 from stepwell_server.core.compiler.program import specialise
-from stepwell_server.core.errors import LimitExceeded, MalformedRequest
+from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import Layout, ParameterSpec
 from stepwell_server.core.run import Run
 from stepwell_server.core.schedules import ScheduleEntry
+from stepwell_server.core.settings import Moment, Settings
 from stepwell_server.core.spec import GroupSpec, RunSpec
 from stepwell_server.core.update import UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome
@@ -131,7 +132,7 @@ def encode_run(run: Run) -> run_pb2.Run:
             continue
         settings = group.settings
         state.optimizer, state.flavor = settings.definition.name, settings.flavor
-        for name, value in settings.at(run.moment).items():
+        for name, value in _present(settings, run.moment).items():
             if name not in settings.definition.fixed:
                 state.hyperparameters[name].CopyFrom(encode_value(value))
         for name, scheduled in settings.schedules.items():
@@ -204,6 +205,14 @@ def encode_schedule_entry(entry: ScheduleEntry) -> control_pb2.ScheduleDescripti
         children_min=fewest,
         children_max=most,
     )
+
+
+def _present(settings: Settings, moment: Moment) -> Mapping[str, Value]:
+    """The values at a moment; the hyperparameters' own where a schedule has left their range, which refuses commits."""
+    try:
+        return settings.at(moment)
+    except InvalidValue:
+        return settings.own
 
 
 def _encode_argument(argument: Argument) -> values_pb2.Argument:

@@ -33,6 +33,8 @@ class Machine:
         self._turns: list[asyncio.Future[None]] = []
         self._freed = asyncio.Event()
         memory.on_free = self._wake
+        # What the states of all runs take, beside which everything else must fit.
+        self.state_bytes: Callable[[], int] = lambda: 0
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
         """Do blocking work on a thread."""
@@ -42,19 +44,19 @@ class Machine:
         """Do work on a thread, or here if it is small."""
         return work(*arguments) if size_bytes <= INLINE_BYTES_MAX else await self.run(work, *arguments)
 
-    async def allocate(self, sizes: Sequence[Size], purpose: str, beside_bytes: int) -> list[Vector]:
+    async def allocate(self, sizes: Sequence[Size], purpose: str) -> list[Vector]:
         """Vectors for a staged update, first come first served; waits without a thread while there is no memory.
 
-        Raises MemoryExhausted if they could not be had even with nothing else in the way but `beside_bytes`.
+        Raises MemoryExhausted if they could not be had even with nothing else in the way but the states of the runs.
         """
-        needed = sum(elements * dtype.itemsize for elements, dtype in sizes)
-        self.memory.check_fits(needed, purpose, beside_bytes)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
         try:
-            while self._turns[0] is not turn or (vectors := self.memory.try_allocate(sizes)) is None:
+            while True:
+                self.memory.check_fits(sizes, purpose, self.state_bytes())
+                if self._turns[0] is turn and (vectors := self.memory.try_allocate(sizes)) is not None:
+                    return vectors
                 await self.changed()
-            return vectors
         finally:
             self._turns.remove(turn)
             self._wake()
@@ -97,7 +99,7 @@ class HostedRun:
         """Begin an update; waits for memory. `discard` or `commit` ends it."""
         sizes = Staging.sizes(self.run.layout)
         purpose = f"run '{self.run.name}': an update"
-        vectors = await self._machine.allocate(list(sizes.values()), purpose, self.run.state_bytes)
+        vectors = await self._machine.allocate(list(sizes.values()), purpose)
         try:
             self.check_present()
             staging = self.run.stage(header, dict(zip(sizes, vectors, strict=True)))
@@ -119,7 +121,10 @@ class HostedRun:
 
     async def commit(self, staging: Staging) -> Answer:
         """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
-        return await asyncio.shield(asyncio.create_task(self._commit(staging)))
+        committing = asyncio.create_task(self._commit(staging))
+        # If nobody waits any more, nobody else would look at how it ended.
+        committing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(committing)
 
     async def hold(self, if_newer_than: int | None = None) -> Hold | None:
         """Hold the present version's parameters; None if the run is not beyond `if_newer_than`."""

@@ -66,6 +66,7 @@ class Runs:
         self._saving: set[asyncio.Task[bool]] = set()
         self._saved: dict[str, tuple[bytes, int, int, int, str]] = {}
         self._save_locks: dict[str, asyncio.Lock] = {}
+        machine.state_bytes = lambda: sum(hosted.run.state_bytes for hosted in self._runs.values())
 
     # Finding.
 
