@@ -115,19 +115,19 @@ def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str
     InvalidName, InvalidSpec for names or groups that occur twice or match nothing, LimitExceeded for absurd sizes.
     """
     _check(parameters)
-    assigned: dict[tuple[int, str], list[int]] = {}
+    assigned: dict[tuple[int, int], list[int]] = {}
     matchers = [(frozen, [re.compile(fnmatch.translate(glob)) for glob in globs]) for _, globs, frozen in groups]
     for index, parameter in enumerate(parameters):
         position = next(
             (place for place, (_, globs) in enumerate(matchers) if any(glob.match(parameter.name) for glob in globs)),
             len(groups),
         )
-        assigned.setdefault((position, parameter.dtype.name), []).append(index)
+        assigned.setdefault((position, DTYPES.index(parameter.dtype)), []).append(index)
     _check_groups(groups, {position for position, _ in assigned})
 
     placed: list[Placed | None] = [None] * len(parameters)
     built = []
-    for number, ((position, dtype_name), indices) in enumerate(sorted(assigned.items())):
+    for number, ((position, dtype), indices) in enumerate(sorted(assigned.items())):
         name, frozen = (groups[position][0], groups[position][2]) if position < len(groups) else (DEFAULT_GROUP, False)
         sizes = np.array([parameters[index].size_bytes for index in indices], np.int64)
         padded = -(-sizes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -138,7 +138,7 @@ def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str
         built.append(
             LayoutGroup(
                 name=name,
-                dtype=np.dtype(dtype_name),
+                dtype=DTYPES[dtype],
                 frozen=frozen,
                 indices=tuple(indices),
                 vector_bytes=int(vector_offsets[-1]),

@@ -266,7 +266,7 @@ class Run:
             "changes": self.changes,
             "skipped_count": self.skipped_count,
             "duplicates_count": self.duplicates_count,
-            "spec": self.spec.to_data(),
+            "spec": self.spec.data,
             "settings": [group.settings and group.settings.to_data() for group in self.groups],
             "workers": self.workers.to_data(),
         }

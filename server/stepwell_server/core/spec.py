@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from stepwell_server.core.arguments import POSITIVE
 from stepwell_server.core.errors import InvalidSpec, InvalidValue
-from stepwell_server.core.layout import DEFAULT_GROUP, Layout, ParameterSpec, build_layout
+from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, ParameterSpec, build_layout
 from stepwell_server.core.settings import Moment, Settings, make_settings
 
 Schedules = Mapping[str, Mapping[str, Any]]
+
+# dtype.name is slow, and a spec may have a million parameters.
+_DTYPE_NAMES = {dtype: dtype.name for dtype in DTYPES}
 
 NONFINITE = ("reject", "skip", "allow")
 
@@ -71,10 +75,11 @@ class RunSpec:
                 found.append(f"{key} is {there}, the run has {here}")
         return found
 
-    def to_data(self) -> dict[str, Any]:
-        """The spec as plain data, for a snapshot."""
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The spec as plain data, for snapshots; made once, since names may be many and a spec never changes."""
         return {
-            "parameters": [[p.name, list(p.shape), p.dtype.name] for p in self.parameters],
+            "parameters": [[p.name, list(p.shape), _DTYPE_NAMES[p.dtype]] for p in self.parameters],
             "optimizer": self.optimizer,
             "flavor": self.flavor,
             "hyperparameters": dict(self.hyperparameters),
@@ -86,7 +91,7 @@ class RunSpec:
 
     @staticmethod
     def from_data(data: Mapping[str, Any]) -> "RunSpec":
-        """What `to_data` gave."""
+        """The spec that gave `data`."""
         parameters = tuple(
             ParameterSpec(name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in data["parameters"]
         )

@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import structlog
 
@@ -63,6 +64,7 @@ class Runs:
         self._runs: dict[str, HostedRun] = {}
         self._creating: dict[str, asyncio.Event] = {}
         self._stopping = False
+        self._fell_back: set[str] = set()
         self._saving: set[asyncio.Task[bool]] = set()
         self._saved: dict[str, tuple[bytes, int, int, int, str]] = {}
         self._save_locks: dict[str, asyncio.Lock] = {}
@@ -124,6 +126,9 @@ class Runs:
         """Make a claimed run from the values that have arrived; raises IncompleteUpdate."""
         for transfer in claim.transfers:
             transfer.check_complete()
+        if self._storage is not None:
+            # A run of this name that ended before its first snapshot may have left pieces behind.
+            await self.machine.run(self._storage.delete_run, claim.name)
         run = Run(claim.name, os.urandom(UID_BYTES), claim.spec, claim.layout, self.machine.memory, self._run_limits())
         await self.machine.run(run.compile, claim.settings)
         await self.machine.run(run.begin, claim.settings, claim.vectors)
@@ -232,7 +237,7 @@ class Runs:
         check_name("checkpoint", checkpoint)
         memory = self.machine.memory
         self.get(name)
-        data, arrays, _ = await self.machine.run(storage.load_checkpoint, name, checkpoint, self._allocator(name))
+        data, arrays = await self._load(name, storage.load_checkpoint, checkpoint)
         try:
             _, settings = Run.from_data(data, memory, self._run_limits())
             return await self.replace_state(name, int(data["version"]), float(data["samples"]), arrays, settings)
@@ -247,11 +252,12 @@ class Runs:
         storage = self._storage
         clean = await self.machine.run(storage.take_clean_mark)
         for name in await self.machine.run(storage.run_names):
-            data, arrays, _ = await self.machine.run(storage.load_newest, name, self._allocator(name))
+            data, arrays = await self._load(name, storage.load_newest)
             run, settings = Run.from_data(data, self.machine.memory, self._run_limits())
             await self.machine.run(run.compile, settings)
             run.take_arrays(settings, arrays)
-            if not clean:
+            # A run whose newest snapshot was damaged has gone back, however clean the stop was.
+            if not clean or name in self._fell_back:
                 generation = max(run.generation, await self.machine.run(storage.generation, name)) + 1
                 await self.machine.run(storage.enter_generation, name, generation)
                 run.workers.rewind(generation)
@@ -266,23 +272,37 @@ class Runs:
         if self._storage is not None and await self.save_all():
             await self.machine.run(self._storage.mark_clean)
 
+    def note_damage(self, run: str, path: Path, error: Exception) -> None:
+        """Told by the storage when it passes over a damaged snapshot of a run."""
+        log.error("snapshot damaged, using the one before", run=run, path=str(path), error=str(error))
+        self._fell_back.add(run)
+
     # Pieces.
 
     def _allocate(self, sizes: Sequence[dict[str, Size]], purpose: str) -> list[dict[str, Vector]]:
         vectors = iter(self.machine.memory.allocate([size for group in sizes for size in group.values()], purpose))
         return [{slot: next(vectors) for slot in group} for group in sizes]
 
-    def _allocator(self, name: str) -> Callable[[list[Size]], list[Vector]]:
-        """Allocates for a thread that reads a stored state; the memory itself belongs to the loop."""
+    async def _load(self, name: str, load: Callable[..., Any], *arguments: Any) -> tuple[Any, list[GroupArrays]]:
+        """Read a stored state on a thread. Memory belongs to the loop; what a failed reading took is given back."""
         loop = asyncio.get_running_loop()
+        taken: list[Vector] = []
+
+        async def allocate_here(sizes: list[Size]) -> list[Vector]:
+            vectors = self.machine.memory.allocate(sizes, f"run '{name}'")
+            taken.extend(vectors)
+            return vectors
 
         def allocate(sizes: list[Size]) -> list[Vector]:
-            async def on_loop() -> list[Vector]:
-                return self.machine.memory.allocate(sizes, f"run '{name}'")
+            return asyncio.run_coroutine_threadsafe(allocate_here(sizes), loop).result()
 
-            return asyncio.run_coroutine_threadsafe(on_loop(), loop).result()
-
-        return allocate
+        used: set[int] = set()
+        try:
+            data, arrays, _ = await self.machine.run(load, name, *arguments, allocate)
+            used = {id(vector) for group in arrays for vector in group.vectors.values()}
+            return data, arrays
+        finally:
+            self.machine.memory.free([vector for vector in taken if id(vector) not in used])
 
     async def _check_same(self, hosted: HostedRun, spec: RunSpec) -> None:
         differences = await self.machine.run(hosted.run.spec.differences, spec)

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from stepwell._allocator import tune_allocator
 from stepwell.v1 import control_pb2, control_pb2_grpc, data_pb2, data_pb2_grpc
 from stepwell_server.core.devices.cpu import CpuDevice
-from stepwell_server.core.errors import DomainError, InvalidValue
+from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.memory import Memory
 from stepwell_server.service.control import ControlService
 from stepwell_server.service.data import DataService
@@ -69,8 +69,14 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
     threads = ThreadPoolExecutor(cores + 2, thread_name_prefix="work")
     device = CpuDevice(cores, private_directory(settings.kernel_cache))
     machine = Machine(Memory(device, settings.limits.memory_bytes), threads)
-    storage = _open_storage(settings)
+    storage = None
     try:
+        if settings.data_directory is not None:
+            storage = DataDirectory(
+                settings.data_directory,
+                keep=settings.snapshots_kept,
+                on_damaged=lambda path, error: runs.note_damage(path.parent.parent.name, path, error),
+            )
         runs = Runs(machine, settings.limits, storage)
         await runs.restore_all()
         await _serve(settings, runs, on_listening)
@@ -142,16 +148,6 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_concurrent_streams", limits.streams_count),
     ]
-
-
-def _open_storage(settings: ServerSettings) -> DataDirectory | None:
-    if settings.data_directory is None:
-        return None
-
-    def damaged(path: Path, error: DomainError) -> None:
-        log.error("snapshot damaged, using the one before", path=str(path), error=str(error))
-
-    return DataDirectory(settings.data_directory, keep=settings.snapshots_kept, on_damaged=damaged)
 
 
 def _stop_signal() -> asyncio.Event:

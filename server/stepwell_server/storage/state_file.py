@@ -187,10 +187,11 @@ class _HashedFile:
 def _check_tensors(tensors: Any, layout: Layout, names: Sequence[GroupNames]) -> None:
     expected: dict[str, tuple[str, list[int]]] = {}
     for number, (group, own) in enumerate(zip(layout.groups, names, strict=True)):
+        dtype = _DTYPES[group.dtype.name]
         for slot in own.slots:
             for index in group.indices:
                 spec = layout.parameters[index].spec
-                expected[_vector_name(slot) + spec.name] = (_DTYPES[spec.dtype.name], list(spec.shape))
+                expected[_vector_name(slot) + spec.name] = (dtype, list(spec.shape))
         count = [len(group.indices)]
         expected[_steps_name(number)] = ("I64", count)
         expected |= {_scalar_name(scalar, number): ("F64", count) for scalar in own.scalars}
