@@ -1,0 +1,234 @@
+"""Fulfils requests over a grpc channel, in the calling thread.
+
+grpc reads requests from an iterator in a thread of its own, and gives responses from an iterator that cannot be asked
+whether one is there. So every stream has two short queues: an outbox that the iterator empties, and an inbox that a
+reader thread fills. The reader always hears the end of the call and wakes everybody, so neither grpc's thread nor the
+caller can wait for ever on a call that has died.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import Message
+
+from stepwell._forks import make_immortal
+from stepwell._methods import Method
+from stepwell._requests import (
+    OUTBOX_MESSAGES_MAX,
+    Disconnect,
+    Finish,
+    Lost,
+    Open,
+    Receive,
+    Reconnect,
+    Request,
+    Send,
+    Silent,
+    Sleep,
+    lost,
+)
+from stepwell.wire import CONTRACT, CONTRACT_METADATA
+
+METADATA: Final = ((CONTRACT_METADATA, CONTRACT),)
+
+CHANNEL_OPTIONS: Final[Sequence[tuple[str, Any]]] = (
+    ("grpc.enable_retries", 0),  # the SDK repeats calls itself, with the update's identity
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for the web; grpc would take it for loopback, too
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel shares the dead connection of the old one
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", 4 << 20),
+)
+
+
+class BlockingConnection:
+    """The channel of a client. It is made when it is first needed, and made anew in a forked child."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel: grpc.Channel | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def perform(self, request: Request) -> Any:
+        match request:
+            case Send(stream, message, seconds):
+                return stream.send(message, seconds)  # type: ignore[attr-defined]
+            case Receive(stream, seconds):
+                return stream.receive(seconds)  # type: ignore[attr-defined]
+            case Open(method, message):
+                return self._open(method, message)
+            case Finish(stream):
+                return stream.finish()  # type: ignore[attr-defined]
+            case Sleep(seconds):
+                return time.sleep(seconds)
+            case Reconnect(stream):
+                return self._drop(stream.channel)  # type: ignore[attr-defined]
+            case Disconnect():
+                self._closed = True
+                return self._drop(self._channel)
+
+    def _open(self, method: Method[Any, Any], message: Message | None) -> "BlockingCall | BlockingStream":
+        while True:
+            channel = self._present_channel()
+            try:
+                return (
+                    BlockingCall(channel, method, message) if method.unary else BlockingStream(channel, method, message)
+                )
+            except ValueError:
+                if self._channel is channel:
+                    raise
+                # Another thread has just closed this channel; take the next one.
+
+    def _present_channel(self) -> grpc.Channel:
+        if self._pid != os.getpid():
+            make_immortal(self._channel)
+            self._channel, self._pid, self._lock = None, os.getpid(), threading.Lock()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("got a call on a closed client, expected an open one; connect again")
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(self._address, options=CHANNEL_OPTIONS)
+            return self._channel
+
+    def _drop(self, channel: grpc.Channel | None) -> None:
+        if self._pid != os.getpid():
+            make_immortal(channel)
+            return
+        with self._lock:
+            if self._channel is channel:
+                self._channel = None
+        if channel is not None:
+            channel.close()  # ends its calls; whoever waits on one tries again over the next channel
+
+
+class BlockingCall:
+    """A call with one request and one response."""
+
+    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Message | None) -> None:
+        self.channel = channel
+        call = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+        self._future = call.future(message, metadata=METADATA)
+
+    def receive(self, seconds: float) -> Message:
+        try:
+            response: Message = self._future.result(timeout=seconds)
+        except grpc.FutureTimeoutError:
+            raise Silent from None
+        except grpc.FutureCancelledError:
+            raise Lost(grpc.StatusCode.CANCELLED, "the call was cancelled") from None
+        except grpc.RpcError as error:
+            raise broken(error) from None
+        return response
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class BlockingStream:
+    """A call that streams in at least one direction."""
+
+    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Message | None) -> None:
+        self.channel = channel
+        self._changed = threading.Condition()
+        self._outbox: deque[Message] = deque()
+        self._inbox: deque[Message] = deque()
+        self._finished = False  # no more requests
+        self._cancelled = False  # nobody will receive
+        self._ended = False  # no more responses
+        self._failure: Lost | None = None
+        if message is not None:
+            self._outbox.append(message)
+            self._finished = True
+        # On the wire all calls look the same, so one kind serves all that stream.
+        call = channel.stream_stream(method.path, method.request.SerializeToString, method.response.FromString)
+        self._call: Any = call(Outbox(self), metadata=METADATA)
+        threading.Thread(target=self._read, name="stepwell-reader", daemon=True).start()
+
+    def send(self, message: Message, seconds: float) -> bool:
+        with self._changed:
+            moved = self._changed.wait_for(
+                lambda: self._inbox or self._ended or len(self._outbox) < OUTBOX_MESSAGES_MAX, seconds
+            )
+            if not moved:
+                raise Silent
+            if self._inbox or self._ended:
+                return False
+            self._outbox.append(message)
+            self._changed.notify_all()
+            return True
+
+    def finish(self) -> None:
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def receive(self, seconds: float) -> Message | None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._inbox or self._ended, seconds):
+                raise Silent
+            if self._inbox:
+                message = self._inbox.popleft()
+                self._changed.notify_all()
+                return message
+            if self._failure is not None:
+                raise self._failure
+            return None
+
+    def cancel(self) -> None:
+        with self._changed:
+            self._cancelled = self._finished = True
+            self._outbox.clear()
+            self._changed.notify_all()
+        self._call.cancel()
+
+    def next_request(self) -> Message | None:
+        """The next message to go out; None when there will be none. Called in grpc's thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outbox or self._finished or self._ended)
+            if self._ended or not self._outbox:
+                return None
+            message = self._outbox.popleft()
+            self._changed.notify_all()
+            return message
+
+    def _read(self) -> None:
+        failure = None
+        try:
+            for response in self._call:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._cancelled or len(self._inbox) < OUTBOX_MESSAGES_MAX)
+                    self._inbox.append(response)
+                    self._changed.notify_all()
+        except grpc.RpcError as error:
+            failure = broken(error)
+        finally:
+            with self._changed:
+                self._failure, self._ended = failure, True
+                self._changed.notify_all()
+
+
+def broken(error: grpc.RpcError) -> Lost:
+    """What to throw for an error of grpc's, which is always a grpc.Call, too."""
+    call: Any = error
+    return lost(call.code(), call.details(), call.trailing_metadata())
+
+
+class Outbox(Iterator[Message]):
+    """What grpc's thread reads requests from."""
+
+    def __init__(self, stream: BlockingStream) -> None:
+        self._stream = stream
+
+    def __next__(self) -> Message:
+        message = self._stream.next_request()
+        if message is None:
+            raise StopIteration
+        return message

@@ -1,0 +1,76 @@
+"""The client that blocks."""
+
+from types import TracebackType
+from typing import Literal, Self
+
+from stepwell._blocking import BlockingConnection
+from stepwell._client import ClientOperations, make_settings
+from stepwell._operation import Blocking
+from stepwell._progress import Progress
+from stepwell._run import RunOperations
+from stepwell.v1 import run_pb2
+
+
+class Run(RunOperations, Blocking):
+    __doc__ = RunOperations.__doc__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Client(ClientOperations[Run], Blocking):
+    __doc__ = ClientOperations.__doc__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make_run(self, run: run_pb2.Run, created: bool) -> Run:
+        return Run(self._connection, self._settings, self._pool, run, created=created)
+
+
+def connect(
+    address: str | None = None,
+    *,
+    worker: str | None = None,
+    silence_seconds: float = 30.0,
+    patience_seconds: float = 120.0,
+    retry_seconds: float = 0.05,
+    retry_seconds_max: float = 2.0,
+    on_rewind: Literal["raise", "continue"] = "raise",
+    progress: Progress = False,
+) -> Client:
+    """A client of the server at an address. Nothing is sent before the first call.
+
+    address: HOST:PORT or unix:/path; by default what STEPWELL_ADDRESS says.
+    worker: the name under which runs are joined; by default each run object has one of its own, of host and process. A
+    second join under the same name fences the first, so a name must be one worker's alone.
+    silence_seconds: how long the server may give no word before the connection is given up and made again.
+    patience_seconds: how long that goes on before a call raises ServerUnavailable or TimedOut. While the server gives
+    word a call waits as long as it takes, unless it was given a timeout.
+    retry_seconds, retry_seconds_max: the longest pause before the second try, which doubles with each, and its bound.
+    on_rewind: what happens when the run went back to an older state: "raise" RunRewound, once, or "continue" with the
+    present parameters, the update being dropped.
+    progress: for transfers of 16 MiB and more: True draws a bar (needs rich), or a function of the bytes done and the
+    bytes in all.
+    """
+    settings = make_settings(
+        address,
+        worker=worker,
+        silence_seconds=silence_seconds,
+        patience_seconds=patience_seconds,
+        retry_seconds=retry_seconds,
+        retry_seconds_max=retry_seconds_max,
+        on_rewind=on_rewind,
+        progress=progress,
+    )
+    return Client(BlockingConnection(settings.address), settings)

@@ -1,0 +1,269 @@
+"""What the server tells about itself, its runs and its catalogue, as plain frozen data."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+
+from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
+from stepwell.wire import Value, decode_dtype, decode_nonfinite, decode_schedule, decode_value
+
+
+class Outcome(StrEnum):
+    """What became of an update."""
+
+    COMMITTED = "committed"
+    SKIPPED_NONFINITE = "skipped_nonfinite"
+    DROPPED_LATE = "dropped_late"
+    FOLDED = "folded"
+    REWOUND = "rewound"
+    """The run went back to an older state and the update was dropped; only with on_rewind="continue"."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one update. A retry gets the same."""
+
+    outcome: Outcome
+    committed_version: int
+    """The version that holds the update; for one that was not applied, the version that it found."""
+
+
+@dataclass(frozen=True)
+class ServerDescription:
+    """Who the server is, what its limits are, and how long the question took."""
+
+    version: str
+    contract: str
+    message_bytes_max: int
+    range_bytes: int
+    memory_bytes_max: int
+    outstanding_updates_max: int
+    word_seconds: float
+    round_trip_seconds: float
+
+
+@dataclass(frozen=True)
+class GroupDescription:
+    """The present values of one group: hyperparameters as the next commit will use them."""
+
+    name: str
+    dtype: np.dtype[Any]
+    optimizer: str
+    flavor: str
+    hyperparameters: Mapping[str, Value]
+    schedules: Mapping[str, Mapping[str, Any]]
+    slots: tuple[str, ...]
+    scalars: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WorkerDescription:
+    """A worker that has joined, the number of its latest join, and the last sequence that it committed in it."""
+
+    name: str
+    epoch: int
+    last_sequence: int
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """A run as it was when the server was asked."""
+
+    name: str
+    uid: bytes
+    generation: int
+    version: int
+    etag: str
+    samples: float
+    optimizer: str
+    flavor: str
+    nonfinite: str
+    samples_per_epoch: float | None
+    groups: tuple[GroupDescription, ...]
+    workers: tuple[WorkerDescription, ...]
+    parameters_count: int
+    state_bytes: int
+    skipped_count: int
+    duplicates_count: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A stored state of a run; created_seconds since 1970-01-01 UTC."""
+
+    name: str
+    version: int
+    created_seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an optimizer or schedule. required: whether it has no default."""
+
+    name: str
+    kind: str
+    default: Value
+    required: bool
+    optional: bool
+    minimum: float | None
+    maximum: float | None
+    minimum_open: bool
+    maximum_open: bool
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FlavorDescription:
+    """An optimizer as one framework has it: arguments with their defaults, in order, and what it keeps."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    slots: tuple[str, ...]
+    scalars: tuple[str, ...]
+    step_per_parameter: bool
+
+
+@dataclass(frozen=True)
+class OptimizerDescription:
+    """One optimizer; its first flavor is the default."""
+
+    name: str
+    summary: str
+    reference: str
+    matches: str
+    flavors: tuple[FlavorDescription, ...]
+
+
+@dataclass(frozen=True)
+class ScheduleDescription:
+    """One schedule. absolute: whether it sets values rather than start from the hyperparameter's own."""
+
+    name: str
+    summary: str
+    reference: str
+    matches: str
+    arguments: tuple[Argument, ...]
+    absolute: bool
+    children_min: int
+    children_max: int
+
+
+OUTCOMES: Final[Mapping[data_pb2.Outcome, Outcome]] = {
+    data_pb2.OUTCOME_COMMITTED: Outcome.COMMITTED,
+    data_pb2.OUTCOME_SKIPPED_NONFINITE: Outcome.SKIPPED_NONFINITE,
+    data_pb2.OUTCOME_DROPPED_LATE: Outcome.DROPPED_LATE,
+    data_pb2.OUTCOME_FOLDED: Outcome.FOLDED,
+}
+
+KINDS: Final[Mapping[values_pb2.ArgumentKind, str]] = {
+    values_pb2.ARGUMENT_KIND_NUMBER: "number",
+    values_pb2.ARGUMENT_KIND_INTEGER: "integer",
+    values_pb2.ARGUMENT_KIND_FLAG: "flag",
+    values_pb2.ARGUMENT_KIND_TEXT: "text",
+    values_pb2.ARGUMENT_KIND_NUMBERS: "numbers",
+}
+
+
+def describe_server(server: control_pb2.GetServerResponse, round_trip_seconds: float) -> ServerDescription:
+    return ServerDescription(
+        version=server.version,
+        contract=server.contract,
+        message_bytes_max=server.message_bytes_max,
+        range_bytes=server.range_bytes,
+        memory_bytes_max=server.memory_bytes_max,
+        outstanding_updates_max=server.outstanding_updates_max,
+        word_seconds=server.word_seconds,
+        round_trip_seconds=round_trip_seconds,
+    )
+
+
+def describe_run(run: run_pb2.Run) -> RunDescription:
+    return RunDescription(
+        name=run.name,
+        uid=run.uid,
+        generation=run.generation,
+        version=run.version,
+        etag=run.etag,
+        samples=run.samples,
+        optimizer=run.spec.optimizer,
+        flavor=run.spec.flavor,
+        nonfinite=decode_nonfinite(run.spec.nonfinite),
+        samples_per_epoch=run.spec.samples_per_epoch if run.spec.HasField("samples_per_epoch") else None,
+        groups=tuple(_group(group) for group in run.groups),
+        workers=tuple(WorkerDescription(worker.name, worker.epoch, worker.last_sequence) for worker in run.workers),
+        parameters_count=run.parameters_count,
+        state_bytes=run.state_bytes,
+        skipped_count=run.skipped_count,
+        duplicates_count=run.duplicates_count,
+    )
+
+
+def describe_checkpoint(checkpoint: control_pb2.Checkpoint) -> Checkpoint:
+    return Checkpoint(checkpoint.name, checkpoint.version, checkpoint.created_seconds, checkpoint.size_bytes)
+
+
+def describe_optimizer(optimizer: control_pb2.Optimizer) -> OptimizerDescription:
+    return OptimizerDescription(
+        name=optimizer.name,
+        summary=optimizer.summary,
+        reference=optimizer.reference,
+        matches=optimizer.matches,
+        flavors=tuple(
+            FlavorDescription(
+                name=flavor.name,
+                arguments=_arguments(flavor.arguments),
+                slots=tuple(flavor.slots),
+                scalars=tuple(flavor.scalars),
+                step_per_parameter=flavor.step_per_parameter,
+            )
+            for flavor in optimizer.flavors
+        ),
+    )
+
+
+def describe_schedule(schedule: control_pb2.ScheduleDescription) -> ScheduleDescription:
+    return ScheduleDescription(
+        name=schedule.name,
+        summary=schedule.summary,
+        reference=schedule.reference,
+        matches=schedule.matches,
+        arguments=_arguments(schedule.arguments),
+        absolute=schedule.absolute,
+        children_min=schedule.children_min,
+        children_max=schedule.children_max,
+    )
+
+
+def _group(group: run_pb2.GroupState) -> GroupDescription:
+    return GroupDescription(
+        name=group.name,
+        dtype=decode_dtype(group.dtype),
+        optimizer=group.optimizer,
+        flavor=group.flavor,
+        hyperparameters={name: decode_value(group.hyperparameters[name]) for name in sorted(group.hyperparameters)},
+        schedules={name: decode_schedule(group.schedules[name]) for name in sorted(group.schedules)},
+        slots=tuple(group.slots),
+        scalars=tuple(group.scalars),
+    )
+
+
+def _arguments(arguments: Iterable[values_pb2.Argument]) -> tuple[Argument, ...]:
+    return tuple(
+        Argument(
+            name=argument.name,
+            kind=KINDS.get(argument.kind, "unknown"),
+            default=decode_value(argument.default) if argument.HasField("default") else None,
+            required=not argument.HasField("default"),
+            optional=argument.optional,
+            minimum=argument.minimum if argument.HasField("minimum") else None,
+            maximum=argument.maximum if argument.HasField("maximum") else None,
+            minimum_open=argument.minimum_open,
+            maximum_open=argument.maximum_open,
+            choices=tuple(argument.choices),
+        )
+        for argument in arguments
+    )

@@ -1,0 +1,103 @@
+"""One exchange on a worker's stream: an update, a selection of parameters, or both, and what comes back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+
+from stepwell import errors
+from stepwell._descriptions import OUTCOMES, Answer
+from stepwell._packing import Gradients, Piece
+from stepwell._receiving import Received
+from stepwell._requests import Lost
+from stepwell.v1 import data_pb2
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update: its header, whose identity is kept over all tries, and its gradients."""
+
+    header: data_pb2.UpdateHeader
+    gradients: Gradients
+
+
+class Exchange:
+    """An exchange over all its tries.
+
+    answer: what became of the update, once told. version: of the parameters that came. unchanged: whether none came
+    because the run is not beyond the version that was asked about. done: whether the present try is over. refused:
+    whether the server has refused the exchange, so that the update surely left no trace.
+    """
+
+    def __init__(
+        self,
+        update: Update | None = None,
+        selection: data_pb2.Selection | None = None,
+        received: Received | None = None,
+    ) -> None:
+        self.update, self._selection, self._received = update, selection, received
+        self.answer: Answer | None = None
+        self.version = 0
+        self.unchanged = False
+        self.done = False
+        self.refused = False
+        self.total_bytes = (update.gradients.data_bytes if update else 0) + (received.size_bytes if received else 0)
+        self._sent_bytes = 0
+        self._number = 0
+        self._staging = False
+
+    def requests(self, number: int) -> Iterator[data_pb2.WorkRequest]:
+        """The messages of one try, under this number. An update that has been answered is not sent again."""
+        self._number, self.done, self._sent_bytes = number, False, 0
+        self._staging = self.update is not None and self.answer is None
+        if self.update is None or self.answer is not None:
+            yield self.closing()
+            return
+        request = data_pb2.WorkRequest(exchange=number, stage=data_pb2.Stage(header=self.update.header))
+        messages = self.update.gradients.messages()
+        pieces = next(messages)
+        for following in messages:
+            yield self._with_ranges(request, pieces)
+            request, pieces = data_pb2.WorkRequest(exchange=number), following
+        request.MergeFrom(self.closing())  # before the ranges: merging copies
+        yield self._with_ranges(request, pieces)
+
+    @property
+    def moved_bytes(self) -> int:
+        """How much data has gone out and come in, in this try."""
+        return self._sent_bytes + (self._received.filled_bytes if self._received else 0)
+
+    def closing(self) -> data_pb2.WorkRequest:
+        """What the last message says. It alone is still sent where the answer comes before the update has all gone."""
+        commit = data_pb2.Commit() if self._staging else None
+        return data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
+
+    def take(self, response: data_pb2.WorkResponse) -> None:
+        """Take the server's word; raises the typed error if the exchange has failed."""
+        if response.exchange != self._number:
+            return  # late word on an exchange that has been given up
+        if response.HasField("error"):
+            error = errors.from_message(response.error)
+            if isinstance(error, errors.ServerStopping):
+                raise Lost(grpc.StatusCode.UNAVAILABLE, str(error), error)
+            self.refused = True
+            raise error
+        if response.HasField("answer"):
+            outcome = OUTCOMES.get(response.answer.outcome)
+            if outcome is None:
+                raise errors.Internal(f"got outcome {response.answer.outcome}, expected a known one; upgrade stepwell")
+            self.answer = Answer(outcome, response.answer.committed_version)
+        if response.HasField("parameters"):
+            self.version, self.unchanged = response.parameters.version, response.parameters.unchanged
+            if self._received is not None and not self.unchanged:
+                self._received.begin()
+        for piece in response.ranges:
+            if self._received is not None:
+                self._received.put(piece)
+        self.done = response.done
+
+    def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> data_pb2.WorkRequest:
+        for piece in pieces:
+            request.stage.ranges.add(**piece._asdict())
+            self._sent_bytes += len(piece.data)
+        return request

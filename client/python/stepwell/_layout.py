@@ -1,0 +1,122 @@
+"""Where parameters lie: groups, each one packed vector, and the parameters in them.
+
+Offsets here count in the packed vector, without the padding that the server's flat vectors have between parameters:
+consecutive parameters of a group are contiguous, and that is what travels.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from stepwell.errors import Internal, UnknownParameter
+from stepwell.v1 import run_pb2
+from stepwell.wire import decode_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters of one dtype that share an optimizer."""
+
+    name: str
+    dtype: np.dtype[Any]
+    packed_bytes: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter. index: its place in the layout; offset_bytes: where it begins in its group."""
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    group: int
+    offset_bytes: int
+    size_bytes: int
+    frozen: bool
+
+
+class Layout:
+    """A whole layout. by_group: the parameters of each group, in the order of their offsets."""
+
+    def __init__(self, groups: Iterable[run_pb2.LayoutGroup], parameters: Iterable[run_pb2.LayoutParameter]) -> None:
+        self.groups = tuple(
+            Group(group.name, decode_dtype(group.dtype), group.packed_bytes, group.frozen) for group in groups
+        )
+        self.parameters = tuple(self._parameter(index, parameter) for index, parameter in enumerate(parameters))
+        self.by_name: Mapping[str, Parameter] = {parameter.name: parameter for parameter in self.parameters}
+        by_group: list[list[Parameter]] = [[] for _ in self.groups]
+        for parameter in self.parameters:
+            by_group[parameter.group].append(parameter)
+        self.by_group = tuple(tuple(sorted(members, key=lambda member: member.offset_bytes)) for members in by_group)
+        self._check()
+
+    def select(self, names: Iterable[str]) -> list[Parameter]:
+        """The parameters of these names, in this order; raises UnknownParameter."""
+        selected = []
+        for name in names:
+            if name not in self.by_name:
+                raise UnknownParameter(
+                    f"got parameter {name!r:.200}, expected one of {listed(self.by_name)}; choose one of them",
+                    {"got": str(name)[:200]},
+                )
+            selected.append(self.by_name[name])
+        return selected
+
+    def _parameter(self, index: int, parameter: run_pb2.LayoutParameter) -> Parameter:
+        if parameter.group >= len(self.groups):
+            raise Internal(f"got a layout with group {parameter.group} of {len(self.groups)}; see the server's log")
+        group = self.groups[parameter.group]
+        shape = tuple(parameter.shape)
+        size_bytes = prod(shape) * group.dtype.itemsize
+        return Parameter(
+            name=parameter.name,
+            index=index,
+            shape=shape,
+            dtype=group.dtype,
+            group=parameter.group,
+            offset_bytes=parameter.packed_offset_bytes,
+            size_bytes=size_bytes,
+            frozen=group.frozen,
+        )
+
+    def _check(self) -> None:
+        """That the parameters of each group follow one another without a gap: the views into buffers rest on it."""
+        for group, members in zip(self.groups, self.by_group, strict=True):
+            end = 0
+            for parameter in members:
+                if parameter.offset_bytes != end:
+                    raise Internal(f"got a layout with a gap before '{parameter.name}', expected none; report this")
+                end += parameter.size_bytes
+            if end != group.packed_bytes:
+                raise Internal(f"got a layout whose group '{group.name}' holds {end} of {group.packed_bytes} bytes")
+
+
+class LayoutPieces:
+    """Puts a layout together from its pieces; a collector for GetLayout."""
+
+    def __init__(self) -> None:
+        self._groups: list[run_pb2.LayoutGroup] = []
+        self._parameters: list[run_pb2.LayoutParameter] = []
+        self.complete = False
+
+    def add(self, piece: run_pb2.Layout) -> None:
+        self._groups.extend(piece.groups)
+        self._parameters.extend(piece.parameters)
+        self.complete = self.complete or piece.last
+
+    def layout(self) -> Layout:
+        if not self.complete:
+            raise Internal("got a layout without its last piece, expected it whole; see the server's log")
+        return Layout(self._groups, self._parameters)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Names for a message, the first few."""
+    names = list(names)
+    more = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more if names else "(none)"

@@ -1,0 +1,47 @@
+"""Every call of the contract: its path and its messages."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from stepwell.v1 import control_pb2, data_pb2
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+
+@dataclass(frozen=True)
+class Method(Generic[Q, A]):
+    """One call. unary: one request, one response; all others are streams in at least one direction."""
+
+    path: str
+    request: type[Q]
+    response: type[A]
+    unary: bool = True
+
+
+def control(name: str, request: type[Q], response: type[A], *, unary: bool = True) -> Method[Q, A]:
+    return Method(f"/stepwell.v1.ControlService/{name}", request, response, unary)
+
+
+GET_SERVER = control("GetServer", control_pb2.GetServerRequest, control_pb2.GetServerResponse)
+CREATE_RUN = control("CreateRun", control_pb2.CreateRunRequest, control_pb2.CreateRunResponse, unary=False)
+JOIN = control("Join", control_pb2.JoinRequest, control_pb2.JoinResponse, unary=False)
+GET_LAYOUT = control("GetLayout", control_pb2.GetLayoutRequest, control_pb2.GetLayoutResponse, unary=False)
+GET_RUN = control("GetRun", control_pb2.GetRunRequest, control_pb2.GetRunResponse)
+LIST_RUNS = control("ListRuns", control_pb2.ListRunsRequest, control_pb2.ListRunsResponse)
+UPDATE_RUN = control("UpdateRun", control_pb2.UpdateRunRequest, control_pb2.UpdateRunResponse)
+DELETE_RUN = control("DeleteRun", control_pb2.DeleteRunRequest, control_pb2.DeleteRunResponse)
+LIST_OPTIMIZERS = control("ListOptimizers", control_pb2.ListOptimizersRequest, control_pb2.ListOptimizersResponse)
+LIST_SCHEDULES = control("ListSchedules", control_pb2.ListSchedulesRequest, control_pb2.ListSchedulesResponse)
+PREVIEW_SCHEDULE = control("PreviewSchedule", control_pb2.PreviewScheduleRequest, control_pb2.PreviewScheduleResponse)
+GET_STATE = control("GetState", control_pb2.GetStateRequest, control_pb2.GetStateResponse, unary=False)
+SET_STATE = control("SetState", control_pb2.SetStateRequest, control_pb2.SetStateResponse, unary=False)
+SAVE_CHECKPOINT = control("SaveCheckpoint", control_pb2.SaveCheckpointRequest, control_pb2.SaveCheckpointResponse)
+LIST_CHECKPOINTS = control("ListCheckpoints", control_pb2.ListCheckpointsRequest, control_pb2.ListCheckpointsResponse)
+RESTORE_CHECKPOINT = control(
+    "RestoreCheckpoint", control_pb2.RestoreCheckpointRequest, control_pb2.RestoreCheckpointResponse
+)
+# Push, Pull and Step are the same exchanges as Work carries, one per call; this SDK holds a Work stream instead.
+WORK = Method("/stepwell.v1.DataService/Work", data_pb2.WorkRequest, data_pb2.WorkResponse, unary=False)

@@ -1,0 +1,193 @@
+"""Ranges into arrays: what comes in."""
+
+import weakref
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from stepwell._layout import Layout, Parameter, listed
+from stepwell.errors import Internal, InvalidValue
+from stepwell.v1 import run_pb2
+
+Bytes = npt.NDArray[np.uint8]
+
+POOLED_BYTES_MIN: Final = 1 << 20
+POOLED_BUFFERS_MAX: Final = 2
+"""As many as a loop needs that holds one step's parameters while it receives the next."""
+
+
+class BufferPool:
+    """Memory for arrays that the caller owns, used again once the caller has dropped every view of it.
+
+    A fresh 100 MB buffer costs 25 ms in page faults at every step.
+    """
+
+    def __init__(self) -> None:
+        # A deque's single operations need no lock, and `append` may be called at any point, by the garbage collector.
+        self._free: deque[Bytes] = deque(maxlen=POOLED_BUFFERS_MAX)
+
+    def take(self, size_bytes: int) -> Bytes:
+        """A buffer of undefined content; all arrays made on it keep it from being given out again."""
+        if size_bytes < POOLED_BYTES_MIN:
+            return np.empty(size_bytes, np.uint8)
+        memory = self._find(size_bytes)
+        if memory is None:
+            memory = np.empty(size_bytes, np.uint8)
+        # NumPy makes the base of a view of a view the first array in the chain whose own base is no array. Here that
+        # is `lease`, because of the memoryview: it dies when the last view does, not before.
+        lease = np.frombuffer(memory.data, np.uint8)
+        lease.flags.writeable = True
+        weakref.finalize(lease, self._free.append, memory).atexit = False
+        return lease
+
+    def clear(self) -> None:
+        """Let go of what is free now."""
+        self._free.clear()
+
+    def _find(self, size_bytes: int) -> Bytes | None:
+        for _ in range(len(self._free)):
+            try:
+                memory = self._free.popleft()
+            except IndexError:  # another thread was faster
+                return None
+            if memory.nbytes == size_bytes:
+                return memory
+            self._free.append(memory)
+        return None
+
+
+class Destination:
+    """Arrays that ranges are put into.
+
+    Segments are contiguous parts of a group's packed vector and the bytes that they go to; in order, not overlapping.
+    """
+
+    def __init__(self, segments: Sequence[tuple[int, int, Bytes]], groups: int) -> None:
+        """segments: (group, offset in the group, bytes to fill)."""
+        self._starts: list[list[int]] = [[] for _ in range(groups)]
+        self._targets: list[list[Bytes]] = [[] for _ in range(groups)]
+        self.size_bytes = 0
+        self.filled_bytes = 0
+        for group, offset, target in segments:
+            if target.nbytes:
+                self._starts[group].append(offset)
+                self._targets[group].append(target)
+                self.size_bytes += target.nbytes
+
+    def put(self, piece: run_pb2.Range) -> None:
+        """Copy a range to its place; raises Internal if it lies outside of what was asked for."""
+        data = np.frombuffer(piece.data, np.uint8)  # the field is read once: each read is a copy
+        self.filled_bytes += data.nbytes
+        starts, targets = self._starts[piece.group], self._targets[piece.group]
+        offset, taken = piece.packed_offset_bytes, 0
+        at = bisect_right(starts, offset) - 1
+        while taken < data.nbytes:
+            inside = offset + taken - starts[at] if 0 <= at < len(starts) else -1
+            if inside < 0 or inside >= targets[at].nbytes:
+                raise Internal(f"got bytes at {offset + taken} of group {piece.group}, expected none; report this")
+            size = min(targets[at].nbytes - inside, data.nbytes - taken)
+            targets[at][inside : inside + size] = data[taken : taken + size]
+            taken += size
+            at += 1
+
+    def check_full(self) -> None:
+        """Raise Internal unless every byte has come; ranges do not overlap, so counting is enough."""
+        if self.filled_bytes != self.size_bytes:
+            raise Internal(f"got {self.filled_bytes} bytes, expected {self.size_bytes}; report this")
+
+
+class Received:
+    """The arrays of some parameters, and where their ranges go.
+
+    parameters: in the order in which they shall be returned. out: arrays to fill in place, else fresh ones are made,
+    one buffer per group.
+    """
+
+    def __init__(
+        self, layout: Layout, parameters: Sequence[Parameter], pool: BufferPool, out: Mapping[str, Any] | None = None
+    ) -> None:
+        self._layout, self._parameters, self._pool, self._out = layout, parameters, pool, out
+        if out is not None:
+            check_out(parameters, out)
+        self.size_bytes = sum(parameter.size_bytes for parameter in parameters)
+        self._destination: Destination | None = None
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    @property
+    def filled_bytes(self) -> int:
+        return self._destination.filled_bytes if self._destination else 0
+
+    def begin(self) -> None:
+        """Make room, or start over."""
+        if self._out is not None:
+            self._arrays = dict(self._out)
+            segments = [
+                (parameter.group, parameter.offset_bytes, flat_bytes(self._out[parameter.name]))
+                for parameter in sorted(self._parameters, key=lambda parameter: parameter.offset_bytes)
+            ]
+        else:
+            segments = self._allocate()
+        self._destination = Destination(segments, len(self._layout.groups))
+
+    def put(self, piece: run_pb2.Range) -> None:
+        if self._destination is None or piece.group >= len(self._layout.groups):
+            raise Internal(f"got a range of group {piece.group} that was not announced, expected none; report this")
+        self._destination.put(piece)
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays by name, once all has come."""
+        if self._destination is None:
+            raise Internal("got no parameters, expected them; report this")
+        self._destination.check_full()
+        return {parameter.name: self._arrays[parameter.name] for parameter in self._parameters}
+
+    def _allocate(self) -> list[tuple[int, int, Bytes]]:
+        """One buffer per group, in which the wanted parameters follow one another; neighbours make one segment."""
+        wanted: list[list[Parameter]] = [[] for _ in self._layout.groups]
+        for parameter in self._parameters:
+            wanted[parameter.group].append(parameter)
+        segments: list[tuple[int, int, Bytes]] = []
+        for group, members in enumerate(wanted):
+            members.sort(key=lambda parameter: parameter.offset_bytes)
+            buffer = self._pool.take(sum(parameter.size_bytes for parameter in members))
+            at = first = 0  # in the buffer: where the next parameter goes, where the open segment began
+            for index, parameter in enumerate(members):
+                self._arrays[parameter.name] = np.ndarray(parameter.shape, parameter.dtype, buffer, at)
+                at += parameter.size_bytes
+                end = parameter.offset_bytes + parameter.size_bytes
+                if index + 1 == len(members) or members[index + 1].offset_bytes != end:
+                    segments.append((group, end - (at - first), buffer[first:at]))
+                    first = at
+        return segments
+
+
+def check_out(parameters: Sequence[Parameter], out: Mapping[str, Any]) -> None:
+    """Raise InvalidValue unless `out` has an array to fill for each of these parameters and for nothing else."""
+    names = {parameter.name for parameter in parameters}
+    if names != set(out):
+        raise InvalidValue(
+            f"got out= for {listed(sorted(out))}, expected arrays for {listed(sorted(names))}; give exactly these"
+        )
+    for parameter in parameters:
+        array = out[parameter.name]
+        if not (
+            isinstance(array, np.ndarray)
+            and array.shape == parameter.shape
+            and array.dtype == parameter.dtype
+            and array.flags.c_contiguous
+            and array.flags.writeable
+        ):
+            got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidValue(
+                f"out= for '{parameter.name}': got {got}, expected a writable C-contiguous {parameter.dtype.name} "
+                f"array of shape {parameter.shape}; make it with np.empty({parameter.shape}, np.{parameter.dtype.name})"
+            )
+
+
+def flat_bytes(array: np.ndarray[Any, Any]) -> Bytes:
+    """The memory of a C-contiguous array."""
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,354 @@
+"""What can be done with a run. Written once; `stepwell.Run` blocks and `stepwell.aio.Run` is awaited."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stepwell._calls import Settings, ask, collect, deliver
+from stepwell._descriptions import Answer, Checkpoint, Outcome, RunDescription, describe_checkpoint, describe_run
+from stepwell._exchange import Exchange
+from stepwell._layout import Layout
+from stepwell._methods import (
+    GET_RUN,
+    GET_STATE,
+    LIST_CHECKPOINTS,
+    RESTORE_CHECKPOINT,
+    SAVE_CHECKPOINT,
+    SET_STATE,
+    UPDATE_RUN,
+)
+from stepwell._operation import Connection, Driven, exclusive, operation
+from stepwell._progress import Transfer
+from stepwell._receiving import BufferPool, Received
+from stepwell._requests import Steps
+from stepwell._spec import encode_hyperparameters, encode_schedules, encode_update_hyperparameters
+from stepwell._state import Array, State, StatePieces, state_bytes, state_requests
+from stepwell._worker import Select, Worker
+from stepwell.errors import InvalidValue, RunReplaced, RunRewound
+from stepwell.v1 import control_pb2, data_pb2, run_pb2
+
+Arrays = dict[str, Array]
+
+
+class RunOperations(Driven):
+    """A run on the server, as seen by one worker or reader. A context manager; made by create_run and get_run.
+
+    A push or step makes the caller a worker of the run; whoever only reads never joins. Exchanges on one object follow
+    one another, also from several threads: workers that shall push at the same time need a client each.
+    """
+
+    def __init__(
+        self, connection: Connection, settings: Settings, pool: BufferPool, run: run_pb2.Run, *, created: bool
+    ) -> None:
+        super().__init__(connection)
+        self._settings = settings
+        self._pool = pool
+        self._worker = Worker(settings, run.name, run.uid, run.version)
+        self._created = created
+        self._closed = False
+
+    def __del__(self) -> None:
+        self._worker.drop()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} '{self.name}' at version {self.version}>"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._worker.run
+
+    @property
+    def worker(self) -> str:
+        """The name under which this object joins, or has joined."""
+        return self._worker.name
+
+    @property
+    def created(self) -> bool:
+        """Whether the create_run that gave this object made the run; False where it existed."""
+        return self._created
+
+    @property
+    def version(self) -> int:
+        """The newest version of the run that this object was told of."""
+        return self._worker.version
+
+    @property
+    def last_answer(self) -> Answer | None:
+        """What became of the last update that was answered: committed or skipped, and at which version."""
+        return self._worker.last_answer
+
+    @exclusive
+    def step(
+        self,
+        grads: Mapping[str, Any],
+        *,
+        samples: float | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        out: Arrays | None = None,
+        timeout: float | None = None,
+    ) -> Steps[Arrays]:
+        """Push gradients and return the parameters after the update.
+
+        grads: for every parameter that is not frozen an array of its shape and dtype, or None where it has no gradient
+        in this update; such a parameter, its slots and its step stay as they are.
+        samples: over how many samples the gradients were taken; advances the clock of samples.
+        hyperparameters: new numbers, set for good with this update's commit: {"lr": 0.1} for every group that has it,
+        {"no_decay": {"lr": 0.1}} for one group.
+        out: arrays to fill in place; only these parameters are returned. After an error their content is undefined.
+        timeout: seconds for all of it. By default it waits while the server gives word. After TimedOut the update may
+        have been applied or not; it cannot be any more once the next push has begun.
+
+        The arrays belong to the caller. They have the version `run.version`: the update's own or a newer one.
+        Raises InvalidGradient before anything is sent; NonfiniteGradient and others, which leave the run as it was;
+        RunRewound, see there. With on_rewind="continue" the update of a run that went back is dropped instead, the
+        present parameters are returned, and last_answer says Outcome.REWOUND.
+        """
+        numbers = encode_update_hyperparameters(hyperparameters)
+        received: list[Received] = []
+        select = self._selecting(received, names=None, out=out)
+        try:
+            yield from self._update(grads, samples, numbers, select, "step", timeout)
+        except RunRewound as rewound:
+            self._go_on(rewound)
+            present = yield from self._fetch(None, None, out, timeout)
+            assert present is not None, "it did not ask for newer ones only"
+            return present
+        return received[-1].arrays()
+
+    @exclusive
+    def push(
+        self,
+        grads: Mapping[str, Any],
+        *,
+        samples: float | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Steps[int]:
+        """Push gradients, return no parameters. The arguments are step's.
+
+        Returns the version that holds the update; where it was skipped, the version that it found (see last_answer).
+        With on_rewind="continue", and an update dropped because the run went back, the present version.
+        """
+        numbers = encode_update_hyperparameters(hyperparameters)
+        try:
+            exchange = yield from self._update(grads, samples, numbers, None, "push", timeout)
+        except RunRewound as rewound:
+            self._go_on(rewound)
+            return self.version
+        assert exchange.answer is not None
+        return exchange.answer.committed_version
+
+    @exclusive
+    def pull(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        if_newer_than: int | None = None,
+        out: Arrays | None = None,
+        timeout: float | None = None,
+    ) -> Steps[Arrays | None]:
+        """Return parameters, all at one version: `run.version`.
+
+        names: which ones; all by default, or those of `out`. if_newer_than: return None if the run is not beyond this
+        version. out: arrays to fill in place. The arrays belong to the caller.
+        Raises UnknownParameter; and RunRewound, once, where the run is at an older version than this object has been
+        told of. With on_rewind="continue" the older parameters are returned.
+        """
+        names = list(names) if names is not None else None
+        try:
+            return (yield from self._fetch(names, if_newer_than, out, timeout))
+        except RunRewound as rewound:
+            self._go_on(rewound)
+            return (yield from self._fetch(names, None, out, timeout))
+
+    @operation
+    def refresh(self) -> Steps[RunDescription]:
+        """Ask for the run as it is now: its version, etag, hyperparameters, schedules, workers."""
+        self._check_open()
+        request = control_pb2.GetRunRequest(run=self.name)
+        response = yield from ask(self._settings, GET_RUN, request, self._what("refresh"))
+        if self._worker.uid != response.run.uid:
+            raise RunReplaced(
+                f"{self._what('refresh')}: got a run with another uid: it was deleted and made anew; get it again with "
+                "client.get_run",
+                {"run": self.name},
+            )
+        self._worker.version = max(self._worker.version, response.run.version)
+        return describe_run(response.run)
+
+    @exclusive
+    def change(
+        self,
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        schedules: Mapping[str, Mapping[str, Any] | None] | None = None,
+        keep_clock: bool = False,
+        group: str | None = None,
+        etag: str | None = None,
+    ) -> Steps[RunDescription]:
+        """Change the live run, from its next commit on; slots are kept.
+
+        hyperparameters: new values; under a schedule, the value that it starts from. schedules: new ones by
+        hyperparameter, counted from 0 at the change unless `keep_clock`; None takes one away. group: where; by default
+        every group that has what changes. etag: the run must still be as this description of it said, else
+        EtagMismatch. Raises ChangeRefused where a slot would come or go.
+        """
+        self._check_open()
+        kept = {name: schedule for name, schedule in (schedules or {}).items() if schedule is not None}
+        request = control_pb2.UpdateRunRequest(
+            run=self.name,
+            group=group or "",
+            hyperparameters=encode_hyperparameters(hyperparameters),
+            schedules=encode_schedules(kept),
+            schedules_removed=[name for name in schedules or {} if name not in kept],
+            keep_clock=keep_clock,
+            etag=etag or "",
+        )
+        response = yield from ask(self._settings, UPDATE_RUN, request, self._what("change"), repeat=False)
+        return describe_run(response.run)
+
+    @operation
+    def save_checkpoint(self, name: str | None = None) -> Steps[Checkpoint]:
+        """Store the run's state on the server while training goes on. name: by default version-N."""
+        self._check_open()
+        request = control_pb2.SaveCheckpointRequest(run=self.name, checkpoint=name or "")
+        response = yield from ask(self._settings, SAVE_CHECKPOINT, request, self._what("save_checkpoint"), repeat=False)
+        return describe_checkpoint(response.checkpoint)
+
+    @operation
+    def list_checkpoints(self) -> Steps[list[Checkpoint]]:
+        """The run's checkpoints, oldest first."""
+        self._check_open()
+        checkpoints: list[Checkpoint] = []
+        token = ""
+        while True:
+            request = control_pb2.ListCheckpointsRequest(run=self.name, page_token=token)
+            page = yield from ask(self._settings, LIST_CHECKPOINTS, request, self._what("list_checkpoints"))
+            checkpoints += map(describe_checkpoint, page.checkpoints)
+            token = page.next_page_token
+            if not token:
+                return checkpoints
+
+    @exclusive
+    def restore_checkpoint(self, name: str) -> Steps[RunDescription]:
+        """Take the run back to a checkpoint. Other workers get RunRewound; this object joins anew by itself."""
+        self._check_open()
+        request = control_pb2.RestoreCheckpointRequest(run=self.name, checkpoint=name)
+        what = self._what("restore_checkpoint")
+        response = yield from ask(self._settings, RESTORE_CHECKPOINT, request, what, repeat=False)
+        self._worker.rewound(response.run.version)
+        return describe_run(response.run)
+
+    @operation
+    def get_state(self) -> Steps[State]:
+        """The run's whole state at one version. The arrays belong to the caller."""
+        self._check_open()
+        return (yield from self._get_state())
+
+    @operation
+    def slots(self) -> Steps[dict[str, dict[str, Array]]]:
+        """What the optimizer keeps beside each parameter: arrays by parameter and slot."""
+        self._check_open()
+        state = yield from self._get_state()
+        return {name: dict(slots) for name, slots in state.slots.items()}
+
+    @exclusive
+    def set_state(self, state: State, *, expected_version: int | None = None) -> Steps[RunDescription]:
+        """Replace the run's whole state, all or nothing; the run takes the state's version and samples.
+
+        state: as get_state gives it, also of another run with the same parameters and optimizer.
+        expected_version: where the run must be, else VersionMismatch.
+        Other workers get RunRewound; this object joins anew by itself.
+        """
+        self._check_open()
+        layout = yield from self._worker.have_layout()
+        what = self._what("set_state")
+        with Transfer(self._settings.progress, what, state_bytes(state)) as transfer:
+            requests = transfer.follow(
+                state_requests(self.name, state, layout, expected_version),
+                lambda request: sum(len(piece.range.data) for piece in request.ranges),
+            )
+            response = yield from deliver(self._settings, SET_STATE, requests, what)
+        self._worker.rewound(response.run.version)
+        return describe_run(response.run)
+
+    @exclusive
+    def close(self) -> Steps[None]:
+        """Leave the run. The run itself goes on; nothing happens the second time."""
+        self._closed = True
+        yield from self._worker.leave()
+
+    def _moved(self, forked: bool) -> None:
+        self._worker.start_over(forked=forked)
+
+    def _join(self) -> Steps[None]:
+        yield from self._worker.join()
+
+    def _update(
+        self,
+        grads: Mapping[str, Any],
+        samples: float | None,
+        numbers: list[data_pb2.GroupHyperparameters],
+        select: Select | None,
+        call: str,
+        timeout: float | None,
+    ) -> Steps[Exchange]:
+        self._check_open()
+        return (yield from self._worker.update(grads, samples or 0.0, numbers, select, self._what(call), timeout))
+
+    def _fetch(
+        self, names: list[str] | None, if_newer_than: int | None, out: Arrays | None, timeout: float | None
+    ) -> Steps[Arrays | None]:
+        self._check_open()
+        received: list[Received] = []
+        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than)
+        exchange = yield from self._worker.fetch(select, self._what("pull"), timeout)
+        return None if exchange.unchanged else received[-1].arrays()
+
+    def _selecting(
+        self,
+        received: list[Received],
+        *,
+        names: list[str] | None,
+        out: Arrays | None,
+        if_newer_than: int | None = None,
+    ) -> Select:
+        """Make the selection and what receives it once the layout is known; the latter is also put into `received`."""
+
+        def select(layout: Layout) -> tuple[data_pb2.Selection, Received]:
+            wanted = names if names is not None else list(out) if out is not None else None
+            parameters = layout.parameters if wanted is None else layout.select(dict.fromkeys(wanted))
+            if not parameters and layout.parameters:
+                raise InvalidValue("got an empty choice of parameters, expected names, or None for all of them")
+            everything = len(parameters) == len(layout.parameters)
+            received.append(Received(layout, parameters, self._pool, out))
+            selection = data_pb2.Selection(
+                run=self.name,
+                parameters=() if everything else sorted(parameter.index for parameter in parameters),
+                if_newer_than=if_newer_than,
+                run_uid=self._worker.uid,
+            )
+            return selection, received[-1]
+
+        return select
+
+    def _get_state(self) -> Steps[State]:
+        layout = yield from self._worker.have_layout()
+        request = control_pb2.GetStateRequest(run=self.name)
+        pieces = yield from collect(
+            self._settings, GET_STATE, request, lambda: StatePieces(layout, self._pool), self._what("get_state")
+        )
+        return pieces.state()
+
+    def _go_on(self, rewound: RunRewound) -> None:
+        """With on_rewind="continue" note that the update was dropped; else raise."""
+        if self._settings.on_rewind == "raise":
+            raise rewound
+        self._worker.last_answer = Answer(Outcome.REWOUND, rewound.version)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"run '{self.name}': got a call on a closed run; get it again with client.get_run")
+
+    def _what(self, call: str) -> str:
+        return f"run '{self.name}': {call}"

@@ -1,0 +1,320 @@
+"""A worker's place in a run: its membership, the identity of its updates, and the stream that carries them."""
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from stepwell._calls import Patience, Settings, again, collect, end
+from stepwell._descriptions import Answer
+from stepwell._exchange import Exchange, Update
+from stepwell._forks import make_immortal
+from stepwell._layout import Layout, LayoutPieces
+from stepwell._methods import GET_LAYOUT, JOIN, WORK
+from stepwell._packing import Gradients
+from stepwell._progress import Transfer
+from stepwell._receiving import Received
+from stepwell._requests import Lost, Open, Receive, Send, Silent, Steps, Stream
+from stepwell.errors import (
+    InvalidName,
+    RunReplaced,
+    RunRewound,
+    SequenceGap,
+    SequenceReused,
+    SequenceTooOld,
+    StepwellError,
+    UnknownWorker,
+)
+from stepwell.v1 import control_pb2, data_pb2
+
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+FINGERPRINT_BYTES: Final = 16
+
+Hook = Callable[[list[data_pb2.WorkRequest]], object]
+Select = Callable[[Layout], tuple[data_pb2.Selection, Received]]
+
+
+@dataclass
+class Membership:
+    """What Join gave, and the last sequence that was answered in this epoch."""
+
+    generation: int
+    epoch: int
+    sequence: int = 0
+
+
+class Worker:
+    """One worker of one run.
+
+    name: under which it joins. uid and layout: of the run, once known. version: the newest that it was told of.
+    before_answer, after_answer: for tests of exactly-once. They get all messages of each update when the last one has
+    been sent, and when the answer has come; a test may send them again over a second connection.
+    """
+
+    def __init__(self, settings: Settings, run: str, uid: bytes = b"", version: int = 0) -> None:
+        self.run, self.uid, self.version = run, uid, version
+        self.name = settings.worker or default_name()
+        self.layout: Layout | None = None
+        self.last_answer: Answer | None = None
+        self.before_answer: Hook | None = None
+        self.after_answer: Hook | None = None
+        self.stream: Stream | None = None
+        self._settings = settings
+        self._membership: Membership | None = None
+        self._exchanges = 0
+        self._pid = os.getpid()
+
+    def update(
+        self,
+        grads: Mapping[str, Any],
+        samples: float,
+        hyperparameters: list[data_pb2.GroupHyperparameters],
+        select: Select | None,
+        what: str,
+        timeout: float | None,
+    ) -> Steps[Exchange]:
+        """Carry out one update, and with `select` fetch parameters after it; joins where that is due."""
+        patience = Patience(self._settings, what, timeout)
+        if self._membership is None or self.layout is None:
+            yield from self.join(timeout)
+        assert self._membership is not None
+        assert self.layout is not None
+        gradients = Gradients(self.layout, grads, what)
+        selection, received = select(self.layout) if select else (None, None)
+        header = data_pb2.UpdateHeader(
+            identity=self._identity(self._membership),
+            without_gradient=gradients.without_gradient,
+            samples=samples,
+            hyperparameters=hyperparameters,
+        )
+        exchange = Exchange(Update(header, gradients), selection, received)
+        try:
+            yield from self._carry_out(exchange, patience)
+        except RunRewound as rewound:
+            self.rewound(rewound.version)
+            yield from self._rejoin()
+            raise
+        except (UnknownWorker, SequenceGap, SequenceReused, SequenceTooOld):
+            self._membership = None  # the server and this worker do not mean the same epoch: begin another
+            raise
+        finally:
+            self._settle(exchange)
+        return exchange
+
+    def fetch(self, select: Select, what: str, timeout: float | None) -> Steps[Exchange]:
+        """Fetch parameters. A reader does this without ever joining."""
+        patience = Patience(self._settings, what, timeout)
+        layout = yield from self.have_layout()
+        exchange = Exchange(None, *select(layout))
+        yield from self._carry_out(exchange, patience)
+        if exchange.version < self.version:
+            raise self._went_back(exchange.version)
+        self.version = exchange.version
+        return exchange
+
+    def join(self, timeout: float | None = None) -> Steps[None]:
+        """Become a worker of the run, in a new epoch.
+
+        Raises RunRewound where the run is at an older version than this worker has been told of: what it is about to
+        push belongs to a state that is gone.
+        """
+        request = control_pb2.JoinRequest(run=self.run, worker=self.name)
+        joined = yield from collect(self._settings, JOIN, request, JoinPieces, self._what("join"), timeout)
+        self._know(joined.membership.run_uid, joined.layout)
+        self._membership = Membership(joined.membership.generation, joined.membership.epoch)
+        if joined.membership.version < self.version:
+            raise self._went_back(joined.membership.version, joined=True)
+        self.version = joined.membership.version
+
+    def have_layout(self) -> Steps[Layout]:
+        """The layout, fetched when it is first needed."""
+        if self.layout is None:
+            request = control_pb2.GetLayoutRequest(run=self.run)
+            pieces = yield from collect(self._settings, GET_LAYOUT, request, GetLayoutPieces, self._what("layout"))
+            self._know(pieces.uid, pieces.layout)
+        assert self.layout is not None
+        return self.layout
+
+    def rewound(self, version: int) -> None:
+        """The run went back, by our own doing or not: join anew before the next update."""
+        self.version = version
+        self._membership = None
+
+    def leave(self) -> Steps[None]:
+        """End the stream."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            yield from end(stream)
+
+    def drop(self) -> None:
+        """End the stream at once, where nobody closed it."""
+        if self.stream is not None and self._pid == os.getpid():
+            self.stream.cancel()
+
+    def start_over(self, *, forked: bool) -> None:
+        """In another process or event loop: nothing that was opened there can be used here.
+
+        A forked child must not share the parent's epoch and sequence, so it becomes a worker of its own.
+        """
+        make_immortal(self.stream)
+        self.stream = None
+        if forked:
+            self._membership = None
+            self.name = default_name(prefix=self._settings.worker)
+
+    def _carry_out(self, exchange: Exchange, patience: Patience) -> Steps[None]:
+        """Try until the exchange is done, refused, or the patience has run out."""
+        with Transfer(self._settings.progress, patience.what, exchange.total_bytes) as transfer:
+            while True:
+                try:
+                    if self.stream is None:
+                        self.stream, self._exchanges, self._pid = (yield Open(WORK)), 0, os.getpid()
+                    yield from self._try(exchange, self.stream, patience, transfer)
+                    return
+                except (Lost, Silent) as failure:
+                    stream, self.stream = self.stream, None
+                    assert stream is not None
+                    yield from again(stream, patience, failure)
+                except StepwellError:
+                    raise  # the exchange is over, the stream goes on
+                except BaseException:
+                    if self.stream is not None:
+                        self.stream.cancel()
+                        self.stream = None
+                    raise
+
+    def _try(self, exchange: Exchange, stream: Stream, patience: Patience, transfer: Transfer) -> Steps[None]:
+        self._exchanges += 1
+        requests: Iterable[data_pb2.WorkRequest] = exchange.requests(self._exchanges)
+        hooked = exchange.update is not None and (self.before_answer or self.after_answer)
+        if hooked:
+            requests = sent = list(requests)
+        for request in requests:
+            yield from self._send(exchange, stream, request, patience)
+            transfer.done(exchange.moved_bytes)
+            if exchange.done:
+                break
+            if exchange.answer and not request.last:
+                # A retry of what was committed already: the server needs no more of it.
+                yield from self._send(exchange, stream, exchange.closing(), patience)
+                break
+        if hooked and self.before_answer:
+            self.before_answer(sent)
+        while not exchange.done:
+            yield from self._receive(exchange, stream, patience)
+            transfer.done(exchange.moved_bytes)
+        if hooked and self.after_answer:
+            self.after_answer(sent)
+
+    def _send(
+        self, exchange: Exchange, stream: Stream, request: data_pb2.WorkRequest, patience: Patience
+    ) -> Steps[None]:
+        """Send a message, unless the exchange is done before it is gone."""
+        while not exchange.done and not (yield Send(stream, request, patience.seconds())):
+            yield from self._receive(exchange, stream, patience)
+
+    def _receive(self, exchange: Exchange, stream: Stream, patience: Patience) -> Steps[None]:
+        response: data_pb2.WorkResponse | None = yield Receive(stream, patience.seconds())
+        if response is None:
+            raise Lost(grpc.StatusCode.UNAVAILABLE, "the server ended the stream")
+        patience.heard()
+        exchange.take(response)
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Note what became of an update, however it ended."""
+        if exchange.answer is not None:
+            self.last_answer = exchange.answer
+            self.version = max(self.version, exchange.answer.committed_version, exchange.version)
+            if self._membership is not None:
+                self._membership.sequence += 1
+        elif not exchange.refused:
+            # Given up, so its fate is not known. A new epoch fences whatever of it is still on its way.
+            self._membership = None
+
+    def _rejoin(self) -> Steps[None]:
+        """Take the place in the run as it is now, so that its going back again would be heard of, too.
+
+        Without success it is left to the next update: what has happened is to be raised, not this.
+        """
+        with contextlib.suppress(StepwellError):
+            yield from self.join(self._settings.silence_seconds)
+
+    def _identity(self, membership: Membership) -> data_pb2.UpdateIdentity:
+        return data_pb2.UpdateIdentity(
+            run=self.run,
+            run_uid=self.uid,
+            generation=membership.generation,
+            worker=self.name,
+            epoch=membership.epoch,
+            sequence=membership.sequence + 1,
+            fingerprint=secrets.token_bytes(FINGERPRINT_BYTES),
+            acknowledged_version=self.version,
+        )
+
+    def _know(self, uid: bytes, pieces: LayoutPieces) -> None:
+        if self.uid and uid != self.uid:
+            raise RunReplaced(
+                f"{self._what('join')}: got a run with another uid, expected the one that this object was made for: it "
+                "was deleted and made anew; get it again with client.get_run",
+                {"run": self.run},
+            )
+        if self.layout is None:
+            self.uid, self.layout = uid, pieces.layout()
+
+    def _went_back(self, version: int, *, joined: bool = False) -> RunRewound:
+        acknowledged_version, membership = self.version, self._membership
+        self.rewound(version)
+        if joined:
+            self._membership = membership
+        return RunRewound(
+            f"run '{self.run}': got version {version}, expected {acknowledged_version} or newer: the run went back to "
+            "an older state; go on from its present parameters, pull() returns them",
+            {"acknowledged_version": str(acknowledged_version), "version": str(version)},
+        )
+
+    def _what(self, call: str) -> str:
+        return f"run '{self.run}': {call}"
+
+
+class JoinPieces:
+    """A collector for Join."""
+
+    def __init__(self) -> None:
+        self.membership = control_pb2.Membership()
+        self.layout = LayoutPieces()
+
+    def add(self, message: control_pb2.JoinResponse) -> None:
+        if message.HasField("membership"):
+            self.membership = message.membership
+        self.layout.add(message.layout)
+
+
+class GetLayoutPieces:
+    """A collector for GetLayout."""
+
+    def __init__(self) -> None:
+        self.uid = b""
+        self.layout = LayoutPieces()
+
+    def add(self, message: control_pb2.GetLayoutResponse) -> None:
+        self.uid = self.uid or message.run_uid
+        self.layout.add(message.layout)
+
+
+def check_name(worker: str) -> str:
+    """A worker's name as it is; raises InvalidName."""
+    if not re.fullmatch(NAME_PATTERN, worker):
+        raise InvalidName(f"got the worker name {worker!r:.200}, expected {NAME_PATTERN}; choose another")
+    return worker
+
+
+def default_name(prefix: str | None = None) -> str:
+    """A name that no other worker has, of host and process; or of the given prefix and process."""
+    place = re.sub(r"[^A-Za-z0-9._-]", "-", prefix or socket.gethostname()).lstrip("._-") or "worker"
+    return f"{place[:80]}-{os.getpid()}-{secrets.token_hex(4)}"

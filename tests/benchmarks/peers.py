@@ -1,0 +1,86 @@
+"""The processes at the other end. Started as `python -m tests.benchmarks.peers MODULE ...`, one runs MODULE's `serve`.
+
+Everything listens on loopback, on a port that the system chooses, and ends with the benchmark.
+"""
+
+import importlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_LISTENING = "listening on "
+_END_SECONDS = 20.0
+
+
+class Peer:
+    """`python` with some arguments, running from its first line, `listening on ADDRESS`, to the end of the block."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the peer
+        self._process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith(_LISTENING):
+            log = self._log_tail()
+            self.close()
+            raise RuntimeError(
+                f"python {' '.join(arguments)}: got {line!r} as its first line, expected "
+                f"'{_LISTENING}ADDRESS'; its log ends with:\n{log}"
+            )
+        self.address = line.removeprefix(_LISTENING).strip()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, first by asking."""
+        with self._process, self._log:
+            self._process.terminate()
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    def _log_tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:]
+
+
+def start(module: str, *arguments: object) -> Peer:
+    """A module of this folder in a process of its own; its `serve` gets the arguments as text."""
+    return Peer("-m", "tests.benchmarks.peers", module, *map(str, arguments))
+
+
+def start_stepwell(*arguments: str) -> Peer:
+    """The real server, as its users start it."""
+    return Peer("-m", "stepwell_server", "serve", "--address", "127.0.0.1:0", *arguments)
+
+
+def announce(address: str) -> None:
+    """Say that calls are answered from now on."""
+    print(f"{_LISTENING}{address}", flush=True)
+
+
+if __name__ == "__main__":
+    importlib.import_module(f"tests.benchmarks.{sys.argv[1]}").serve(*sys.argv[2:])
