@@ -97,16 +97,31 @@ def test_a_cut_after_the_commit_gets_the_stored_answer(run, server, lost):
 
 def test_a_step_that_has_its_answer_only_fetches(run, server):
     def answer_and_cut(request):
-        exchange = request.exchange
-        yield data_pb2.WorkResponse(
-            exchange=exchange, answer=data_pb2.Answer(outcome=data_pb2.OUTCOME_COMMITTED, committed_version=1)
-        )
+        list(server.exchanges[-1].take(request))
+        answer = data_pb2.Answer(outcome=data_pb2.OUTCOME_COMMITTED, committed_version=1)
+        yield data_pb2.WorkResponse(exchange=request.exchange, answer=answer)
         raise Cut
 
     server.intercept = once(answer_and_cut)
     assert run.step(gradients()) is not None
     assert len(headers(server)) == 1
     assert [request.HasField("selection") for request in server.requests] == [True, True]
+
+
+def test_a_step_whose_commit_is_lost_after_its_answer(run, server):
+    def answer_and_crash(request):
+        list(server.exchanges[-1].take(request))
+        answer = data_pb2.Answer(outcome=data_pb2.OUTCOME_COMMITTED, committed_version=1)
+        yield data_pb2.WorkResponse(exchange=request.exchange, answer=answer)
+        server.runs["m"].rewind(0)
+        raise Cut
+
+    server.intercept = once(answer_and_crash)
+    with pytest.raises(stepwell.RunRewound) as raised:
+        run.step(gradients())
+    assert (raised.value.acknowledged_version, raised.value.version) == (1, 0)
+    assert run.step(gradients()) is not None
+    assert run.version == 1
 
 
 def test_an_answer_on_the_way_ends_the_upload(connect, server, release, monkeypatch):
@@ -166,12 +181,16 @@ def test_an_error_on_the_way_ends_the_upload(connect, server, release):
 def test_an_error_that_ends_the_call_ends_the_upload(connect, server):
     """The error is in the call's status, and later writes fail: it must not get lost (grpc/grpc#36066)."""
     values = {"w": np.zeros(LARGE // 4, np.float32)}
-    for name in ("MEMORY_EXHAUSTED", "LIMIT_EXCEEDED", "INVALID_RANGE", "INTERNAL"):
-        server.refuse_values = Refused(errors_pb2.ErrorReason.Value(f"ERROR_REASON_{name}"), "by the test")
-        with pytest.raises(stepwell.StepwellError, match="by the test") as raised:
+    reasons = {
+        errors_pb2.ERROR_REASON_MEMORY_EXHAUSTED: stepwell.MemoryExhausted,
+        errors_pb2.ERROR_REASON_LIMIT_EXCEEDED: stepwell.LimitExceeded,
+        errors_pb2.ERROR_REASON_INTERNAL: stepwell.Internal,
+    }
+    for reason, error in reasons.items():
+        server.refuse_values = Refused(reason, "by the test")
+        with pytest.raises(error, match="by the test"):
             connect().create_run("large", values, optimizer="sgd")
-        assert raised.value.reason == name
-    assert server.calls.count("CreateRun") == 4
+    assert server.calls.count("CreateRun") == len(reasons)
 
 
 def test_word_while_the_server_does_not_read(connect, server, release, monkeypatch):

@@ -83,12 +83,13 @@ class Worker:
         patience = Patience(self._settings, what, timeout)
         if self._membership is None or self.layout is None:
             yield from self.join(timeout)
-        assert self._membership is not None
+        membership = self._membership
+        assert membership is not None
         assert self.layout is not None
         gradients = Gradients(self.layout, grads, what)
         selection, received = select(self.layout) if select else (None, None)
         header = data_pb2.UpdateHeader(
-            identity=self._identity(self._membership),
+            identity=self._identity(membership),
             without_gradient=gradients.without_gradient,
             samples=samples,
             hyperparameters=hyperparameters,
@@ -104,7 +105,10 @@ class Worker:
             self._membership = None  # the server and this worker do not mean the same epoch: begin another
             raise
         finally:
-            self._settle(exchange)
+            self._settle(exchange, membership)
+        if received is not None and exchange.version < self.version:
+            # The answer came, then the server went down and came back from an older snapshot.
+            raise self._went_back(exchange.version)
         return exchange
 
     def fetch(self, select: Select, what: str, timeout: float | None) -> Steps[Exchange]:
@@ -226,13 +230,12 @@ class Worker:
         patience.heard()
         exchange.take(response)
 
-    def _settle(self, exchange: Exchange) -> None:
+    def _settle(self, exchange: Exchange, membership: Membership) -> None:
         """Note what became of an update, however it ended."""
         if exchange.answer is not None:
             self.last_answer = exchange.answer
             self.version = max(self.version, exchange.answer.committed_version, exchange.version)
-            if self._membership is not None:
-                self._membership.sequence += 1
+            membership.sequence += 1
         elif not exchange.refused:
             # Given up, so its fate is not known. A new epoch fences whatever of it is still on its way.
             self._membership = None
