@@ -127,6 +127,10 @@ class _Stream:
         parts: dict[str, Any] = {}
         if request.HasField("stage"):
             await self.exchange.stage(request.stage)
+            stored = self.exchange.stored
+            if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
+                # The rest of a large update need not be sent again.
+                await self.write(self._made({"answer": encode_answer(stored)}, done=False))
         if request.HasField("commit"):
             parts["answer"] = encode_answer(await self.exchange.commit(request.commit))
         if not request.HasField("selection"):

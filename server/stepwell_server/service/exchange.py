@@ -32,6 +32,11 @@ class Exchange:
         """Whether an update is half here."""
         return self._staging is not None
 
+    @property
+    def stored(self) -> Answer | None:
+        """The answer of the update on its way in, where it was made before."""
+        return self._stored
+
     async def stage(self, message: data_pb2.Stage) -> None:
         """Take a piece of an update. Raises what is wrong with it; the update is then gone."""
         if message.HasField("header"):
