@@ -224,13 +224,15 @@ def _announce(address: str, insecure: bool) -> None:
 def _configure_logs(log_format: str) -> None:
     if log_format not in ("", "json", "console"):
         raise typer.BadParameter(f"{log_format!r} is no log format, expected json or console")
+    # Without the frames' variables: those are whole parameter arrays.
+    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    json = [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
     console = log_format == "console" or (not log_format and sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if console else [structlog.processors.dict_tracebacks]),
-            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+            *([structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)] if console else json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

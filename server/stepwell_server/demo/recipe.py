@@ -27,6 +27,10 @@ LEARNING_RATES: Final[Mapping[str, float | None]] = MappingProxyType(
 LEARNING_RATE: Final = 1e-3
 """For an optimizer that is not listed above."""
 
+WORKERS_MAX: Final = 64
+UPDATES_MAX: Final = 100_000
+"""As far as a schedule can be previewed."""
+
 WARMUP_SHARE: Final = 0.1
 LOW_SHARE: Final = 0.1
 """The lowest value of the schedules that cycle, as a share of the highest."""
@@ -105,4 +109,10 @@ def find_objection(options: TrainingOptions) -> str | None:
     for name in ("workers", "steps", "batch_size"):
         if (value := getattr(options, name)) < 1:
             return f"got {name} {value}, expected 1 or more"
+    if options.workers > WORKERS_MAX:
+        return f"got workers {options.workers}, expected {WORKERS_MAX} or fewer: each has a process"
+    if options.updates > UPDATES_MAX:
+        return (
+            f"got {options.workers} workers with {options.steps:,} steps each, expected {UPDATES_MAX:,} in all or fewer"
+        )
     return None
