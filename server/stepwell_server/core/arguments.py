@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar, get_origin
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 from stepwell_server.core.errors import DomainError, InvalidValue, UnknownArgument
 
@@ -163,7 +164,7 @@ def read_arguments(
         name, default = parameter.name, parameter.default
         if default is inspect.Parameter.empty:
             default = REQUIRED
-        sample = parameter.annotation if default in (REQUIRED, None) else type(default)
+        sample = _without_none(parameter.annotation) if default in (REQUIRED, None) else type(default)
         if sample is bool:
             kind = Kind.FLAG
         elif sample is str:
@@ -183,6 +184,12 @@ def read_arguments(
             choices=(choices or {}).get(name, ()),
         )
     return arguments
+
+
+def _without_none(annotation: Any) -> Any:
+    """The type in `X | None`, or the annotation itself."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if isinstance(annotation, UnionType) and len(kinds) == 1 else annotation
 
 
 def check_arguments(arguments: Mapping[str, Argument], given: Mapping[str, object], owner: str) -> dict[str, Value]:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.devices.cpu import CpuDevice, Kernel
+from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.settings import Moment, Settings
@@ -27,7 +29,7 @@ class Launch:
 
     begin: int
     end: int
-    coefficients: tuple[float, ...]
+    coefficients: tuple[np.floating[Any], ...]
 
 
 @dataclass
@@ -89,7 +91,10 @@ class GroupState:
         self.steps = np.zeros(count, np.int64) if steps is None else steps
         declared = {} if settings is None else settings.definition.scalars
         names = () if settings is None else settings.program.scalars
-        self.scalars = dict(scalars or {name: np.full(count, declared[name], np.float64) for name in names})
+        # In the program's order, which is the order in which the host function takes and gives them.
+        self.scalars = {
+            name: np.full(count, declared[name], np.float64) if scalars is None else scalars[name] for name in names
+        }
 
     @staticmethod
     def sizes(layout: LayoutGroup, settings: Settings | None) -> dict[str, Size]:
@@ -127,7 +132,7 @@ class GroupState:
                 known[key] = settings.program.host(key[0], values, key[1])
             coefficients, advanced = known[key]
             after[:, begin:end] = np.array(advanced)[:, None]
-            launches.append(Launch(self._element(begin), self._element(end), coefficients))
+            launches.append(Launch(self._element(begin), self._element(end), self._cast(coefficients, settings)))
         return GroupCommit(
             self,
             settings,
@@ -150,6 +155,17 @@ class GroupState:
         self.steps = commit.steps
         self.scalars = commit.scalars
         return unneeded
+
+    def _cast(self, coefficients: tuple[float, ...], settings: Settings) -> tuple[np.floating[Any], ...]:
+        """The coefficients in the kernel's type; raises InvalidValue for one that it cannot hold."""
+        with np.errstate(over="ignore"):
+            cast = tuple(self.layout.dtype.type(number) for number in coefficients)
+        if not all(np.isfinite(number) for number in cast):
+            raise InvalidValue(
+                f"optimizer '{settings.definition.name}': the hyperparameters give coefficients {coefficients} that "
+                f"{self.layout.dtype} cannot hold, expected finite ones; use smaller values"
+            )
+        return cast
 
     def state_bytes(self) -> int:
         return sum(held.vector.nbytes for held in self.vectors.values())

@@ -176,6 +176,11 @@ def _check(parameters: Sequence[ParameterSpec]) -> None:
         if name in seen:
             raise InvalidSpec(f"parameter '{name}' occurs twice, expected each name once; rename one", parameter=name)
         seen.add(name)
+        if any(length < 0 for length in parameter.shape):
+            raise InvalidSpec(
+                f"parameter '{name}' has shape {parameter.shape}, expected lengths of 0 or more; correct it",
+                parameter=name,
+            )
         if parameter.dtype not in DTYPES:
             raise InvalidSpec(
                 f"parameter '{name}' has dtype {parameter.dtype}, expected float32 or float64; convert it",

@@ -4,6 +4,7 @@ A freed vector is kept for the next taker of the same size, since fresh pages co
 kept vectors count, and go first when the budget is short. Not thread-safe: one thread owns it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,10 +59,9 @@ class Memory:
     def try_allocate(self, sizes: Sequence[Size]) -> list[Vector] | None:
         """All the vectors, or None if the budget does not hold them now."""
         needed = sum(_bytes(size) for size in sizes)
-        reusable = sum(_bytes(size) for size in sizes if self._kept.get((size[0], size[1].str)))
         if self._used_bytes + needed > self.bytes_max:
             return None
-        if self.used_bytes + needed - reusable > self.bytes_max:
+        if self.used_bytes + needed - self._reusable_bytes(sizes) > self.bytes_max:
             self._kept.clear()
         self._used_bytes += needed
         return [self._take(elements, dtype) for elements, dtype in sizes]
@@ -83,6 +83,13 @@ class Memory:
     def _take(self, elements: int, dtype: np.dtype[Any]) -> Vector:
         kept = self._kept.get((elements, dtype.str))
         return kept.pop() if kept else self.device.allocate(elements, dtype)
+
+    def _reusable_bytes(self, sizes: Sequence[Size]) -> int:
+        wanted = Counter((elements, dtype.str) for elements, dtype in sizes)
+        return sum(
+            _bytes((key[0], np.dtype(key[1]))) * min(count, len(self._kept.get(key, ())))
+            for key, count in wanted.items()
+        )
 
     def _kept_bytes(self) -> int:
         return sum(_bytes((len(vector), vector.dtype)) for kept in self._kept.values() for vector in kept)

@@ -5,6 +5,7 @@ kernels, on any thread), `finish` (the new version and the stored answer). One c
 run's lock. Readers take a `Hold` between commits and may keep it while later commits go on.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell_server.core.errors import EtagMismatch, NonfiniteGradient, UnknownArgument, UnknownGroup, VersionMismatch
+from stepwell_server.core.errors import (
+    EtagMismatch,
+    InvalidValue,
+    NonfiniteGradient,
+    UnknownArgument,
+    UnknownGroup,
+    VersionMismatch,
+)
 from stepwell_server.core.group import GroupCommit, GroupState, Held
 from stepwell_server.core.layout import Layout
 from stepwell_server.core.memory import Memory, Size, Vector
-from stepwell_server.core.settings import Moment, Settings, settings_from_data
+from stepwell_server.core.settings import Moment, Settings, expand_aliases, settings_from_data
 from stepwell_server.core.spec import RunSpec, Schedules
 from stepwell_server.core.update import Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome, Workers
@@ -32,7 +40,7 @@ class RunLimits:
 
 @dataclass
 class Commit:
-    """What an update will do; nothing is written before `apply`."""
+    """What an update will do; nothing is written before `apply`. samples: the run's sum after it."""
 
     header: UpdateHeader
     groups: list[GroupCommit]
@@ -156,6 +164,12 @@ class Run:
                 )
             self.skipped_count += 1
             return self._answer(staging.header.identity, Answer(Outcome.SKIPPED_NONFINITE, self.version))
+        samples = self.samples + staging.header.samples
+        if not math.isfinite(samples):
+            raise InvalidValue(
+                f"run '{self.name}': {self.samples} samples and {staging.header.samples} more are beyond float64, "
+                "expected a finite sum; send smaller numbers"
+            )
         settings = self.settings_with(staging.header)
         groups = [
             self.groups[number].prepare(self.memory.device, chosen, staging.present_in(number), self.moment)
@@ -163,14 +177,14 @@ class Run:
             if chosen is not None
         ]
         gradients = [staging.transfers[number].vector for number, chosen in enumerate(settings) if chosen is not None]
-        return Commit(staging.header, groups, gradients, staging.header.samples)
+        return Commit(staging.header, groups, gradients, samples)
 
     def finish(self, commit: Commit) -> Answer:
         """Make an applied commit the present version and store its answer."""
         for group in commit.groups:
             self.memory.free(group.group.finish(group))
         self.version += 1
-        self.samples += commit.samples
+        self.samples = commit.samples
         return self._answer(commit.header.identity, Answer(Outcome.COMMITTED, self.version))
 
     # Readers.
@@ -326,6 +340,7 @@ class Run:
                 "choose one of them",
                 got=group[:200],
             )
+        hyperparameters = expand_aliases(hyperparameters)
         result: list[Settings | None] = []
         named = {*hyperparameters, *schedules, *removed}
         found: set[str] = set()
@@ -333,7 +348,7 @@ class Run:
             if before is None or (group and layout.name != group):
                 result.append(before)
                 continue
-            chosen = {name for name in named if group or name == "betas" or name in before.arguments}
+            chosen = {name for name in named if group or name in before.arguments}
             found |= chosen
             after = before.changed(
                 self.moment,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from stepwell_server.core.arguments import Kind, Value, unknown
+from stepwell_server.core.arguments import REQUIRED, Kind, Value, unknown
 from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition
 from stepwell_server.core.compiler.program import Program, specialise
 from stepwell_server.core.errors import ChangeRefused, InvalidSpec, UnknownArgument
@@ -43,12 +43,16 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Settings:
-    """own: every hyperparameter's own value; a schedule starts from it unless it sets absolute values."""
+    """own: every hyperparameter's own value; a schedule starts from it unless it sets absolute values.
+
+    unset: those that have no value of their own, because only an absolute schedule gives them one.
+    """
 
     definition: Definition
     flavor: str
     own: Mapping[str, Value]
     schedules: Mapping[str, Scheduled]
+    unset: frozenset[str] = frozenset()
 
     @property
     def step_per_parameter(self) -> bool:
@@ -79,16 +83,14 @@ class Settings:
         keep_clock: bool = False,
     ) -> "Settings":
         """The settings after a change; raises ChangeRefused if slots or scalars would come or go."""
-        given = {name: value for name, value in self.own.items() if name not in self.definition.fixed}
-        own = self.definition.resolve(self.flavor, given | _expand(hyperparameters))
-        kept = {name: scheduled for name, scheduled in self.schedules.items() if name not in set(removed)}
         for name in removed:
-            if name not in self.definition.arguments:
+            if name not in self.arguments:
                 raise unknown(UnknownArgument, f"optimizer '{self.definition.name}': argument", name, self.arguments)
+        kept = {name: scheduled for name, scheduled in self.schedules.items() if name not in set(removed)}
         new = _parse_schedules(self.definition, self.flavor, schedules, moment)
         if keep_clock:
             new = {name: replace(scheduled, origin=self._origin(name, scheduled)) for name, scheduled in new.items()}
-        after = replace(self, own=own, schedules=kept | new)
+        after = _join(self.definition, self.flavor, self._given() | expand_aliases(hyperparameters), kept | new)
         before_state = self.program.slots + self.program.scalars
         after_state = after.program.slots + after.program.scalars
         if before_state != after_state:
@@ -110,7 +112,7 @@ class Settings:
         return {
             "optimizer": self.definition.name,
             "flavor": self.flavor,
-            "own": {name: value for name, value in self.own.items() if name not in self.definition.fixed},
+            "own": self._given(),
             "schedules": {
                 name: {"schedule": scheduled.schedule.spec, "origin": scheduled.origin}
                 for name, scheduled in self.schedules.items()
@@ -121,6 +123,11 @@ class Settings:
         """Where the clock of the schedule that `new` replaces began, or the run's own start."""
         old = self.schedules.get(name)
         return old.origin if old is not None and old.schedule.clock == new.schedule.clock else 0.0
+
+    def _given(self) -> dict[str, Value]:
+        """The values that make these settings again."""
+        left_out = self.unset | self.definition.fixed.keys()
+        return {name: value for name, value in self.own.items() if name not in left_out}
 
     def _changeable(self) -> list[str]:
         return [name for name, argument in self.arguments.items() if argument.kind in (Kind.NUMBER, Kind.INTEGER)]
@@ -137,34 +144,40 @@ def make_settings(
     definition = find_optimizer(optimizer)
     flavor = definition.flavor(flavor)
     parsed = _parse_schedules(definition, flavor, schedules, moment)
-    hyperparameters = _expand(hyperparameters)
-    # An absolute schedule needs no value to start from, so a required hyperparameter may be left to it.
-    arguments = definition.arguments_of(flavor)
-    left = {
-        name: 0.0
-        for name, scheduled in parsed.items()
-        if scheduled.schedule.absolute
-        and name not in hyperparameters
-        and not isinstance(arguments[name].default, float)
-    }
-    settings = Settings(definition, flavor, definition.resolve(flavor, left | hyperparameters), parsed)
+    settings = _join(definition, flavor, expand_aliases(hyperparameters), parsed)
     settings.at(moment)
     return settings
 
 
 def settings_from_data(data: Mapping[str, Any]) -> Settings:
     """What `to_data` gave."""
-    definition = find_optimizer(data["optimizer"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in data["own"].items()}
-    return Settings(
-        definition,
-        data["flavor"],
-        definition.resolve(data["flavor"], given),
-        {
-            name: Scheduled(Schedule.parse(scheduled["schedule"]), float(scheduled["origin"]))
-            for name, scheduled in data["schedules"].items()
-        },
+    schedules = {
+        name: Scheduled(Schedule.parse(scheduled["schedule"]), float(scheduled["origin"]))
+        for name, scheduled in data["schedules"].items()
+    }
+    return _join(find_optimizer(data["optimizer"]), data["flavor"], given, schedules)
+
+
+def _join(
+    definition: Definition, flavor: str, given: Mapping[str, object], schedules: Mapping[str, Scheduled]
+) -> Settings:
+    """Settings from values and schedules; a value that is required may be left to an absolute schedule."""
+    arguments = definition.arguments_of(flavor)
+    unset = frozenset(
+        name
+        for name, scheduled in schedules.items()
+        if scheduled.schedule.absolute and name not in given and arguments[name].default is REQUIRED
     )
+    own = definition.resolve(flavor, dict.fromkeys(unset, 0.0) | dict(given), live=schedules)
+    for name in schedules:
+        if own[name] is None:
+            raise InvalidSpec(
+                f"optimizer '{definition.name}': argument '{name}' is none, which switches it off, and has a "
+                "schedule; give a number, or take the schedule away",
+                argument=name,
+            )
+    return Settings(definition, flavor, own, schedules, unset)
 
 
 def _parse_schedules(
@@ -192,7 +205,7 @@ def _parse_schedules(
     return parsed
 
 
-def _expand(hyperparameters: Mapping[str, object]) -> dict[str, object]:
+def expand_aliases(hyperparameters: Mapping[str, object]) -> dict[str, object]:
     """Replace the alias betas=[..] by beta1, beta2, ..."""
     expanded = {name: value for name, value in hyperparameters.items() if name != "betas"}
     betas = hyperparameters.get("betas", ())

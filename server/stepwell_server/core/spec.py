@@ -10,7 +10,8 @@ import numpy as np
 from stepwell_server.core.arguments import POSITIVE
 from stepwell_server.core.errors import InvalidSpec, InvalidValue
 from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, ParameterSpec, build_layout
-from stepwell_server.core.settings import Moment, Settings, make_settings
+from stepwell_server.core.schedules import Schedule, find_schedule
+from stepwell_server.core.settings import Moment, Settings, expand_aliases, make_settings
 
 Schedules = Mapping[str, Mapping[str, Any]]
 
@@ -61,9 +62,9 @@ class RunSpec:
             )
         if all(group.frozen for group in layout.groups):
             raise InvalidSpec("every parameter is frozen, expected one to optimize; leave one unfrozen")
-        by_name = {group.name: self._settings(group) for group in self.groups}
-        by_name[DEFAULT_GROUP] = self._settings(GroupSpec(DEFAULT_GROUP, ()))
-        return [by_name[group.name] for group in layout.groups]
+        specs = {group.name: group for group in (GroupSpec(DEFAULT_GROUP, ()), *self.groups)}
+        made = {name: self._settings(specs[name]) for name in {group.name for group in layout.groups}}
+        return [made[group.name] for group in layout.groups]
 
     def differences(self, other: "RunSpec") -> list[str]:
         """How `other` differs from this spec, in words; names are compared, not order, and defaults count as given."""
@@ -110,11 +111,12 @@ class RunSpec:
             return None
         if group.optimizer and group.optimizer != self.optimizer:
             return make_settings(group.optimizer, group.flavor, group.hyperparameters, group.schedules, start)
-        schedules = {name: spec for name, spec in self.schedules.items() if name not in group.hyperparameters}
+        own = expand_aliases(group.hyperparameters)
+        schedules = {name: spec for name, spec in self.schedules.items() if name not in own}
         return make_settings(
             self.optimizer,
             group.flavor or self.flavor,
-            {**self.hyperparameters, **group.hyperparameters},
+            expand_aliases(self.hyperparameters) | own,
             schedules | dict(group.schedules),
             start,
         )
@@ -134,11 +136,14 @@ class RunSpec:
             for name, value in settings.own.items():
                 facts[f"group '{group}': {name}"] = repr(value)
             for name, scheduled in settings.schedules.items():
-                facts[f"group '{group}': schedule of {name}"] = str(_sorted(scheduled.schedule.spec))
+                facts[f"group '{group}': schedule of {name}"] = _describe(scheduled.schedule)
         return facts
 
 
-def _sorted(spec: Any) -> Any:
-    if isinstance(spec, Mapping):
-        return {key: _sorted(spec[key]) for key in sorted(spec)}
-    return [_sorted(item) for item in spec] if isinstance(spec, list | tuple) else spec
+def _describe(schedule: Schedule, root: bool = True) -> str:
+    """The schedule with every default filled in, so that what means the same reads the same."""
+    values = {argument.name: argument.default for argument in find_schedule(schedule.name).arguments}
+    parts = [f"{name}={value!r}" for name, value in sorted((values | dict(schedule.arguments)).items())]
+    parts += [_describe(child, root=False) for child in schedule.children]
+    clock = f" on {schedule.clock}" if root else ""
+    return f"{schedule.name}({', '.join(parts)}){clock}"

@@ -74,7 +74,7 @@ class GroupTransfer:
     def admit(self, begin: int, size: int) -> None:
         """Count a range before it is placed; raises InvalidRange."""
         itemsize = self.layout.dtype.itemsize
-        if size == 0 or begin % itemsize or size % itemsize or begin + size > self.layout.packed_bytes:
+        if size <= 0 or begin < 0 or begin % itemsize or size % itemsize or begin + size > self.layout.packed_bytes:
             raise InvalidRange(
                 f"{self.what}: a range of {size} bytes at {begin}, expected whole elements of {itemsize} bytes within "
                 f"{self.layout.packed_bytes}; take offsets from the layout"

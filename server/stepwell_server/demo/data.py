@@ -5,7 +5,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 PIXELS: Final = 64
 CLASSES: Final = 10
@@ -44,6 +43,9 @@ class Digits:
 
 def load() -> Digits:
     """Read the 1,797 images from scikit-learn's own files; nothing is downloaded."""
+    # Takes two seconds to import: the demo uses them to start its processes.
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
     bundled = load_digits()
     images = Images((bundled.data / _INTENSITY_MAX).astype(np.float32), bundled.target.astype(np.int64))
     # The set is sorted by writer in places, so it is shuffled before it is cut.

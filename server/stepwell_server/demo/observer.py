@@ -61,12 +61,17 @@ class Observer(threading.Thread):
         self.join(seconds)
 
     def run(self) -> None:
+        failure = "the observer failed, as the traceback says"  # should it be anything but a StepwellError
         try:
             with stepwell.connect(self._address, patience_seconds=PATIENCE_SECONDS) as client:
                 self._events.put(Ready(self._preview(client)))
                 self._observe(client)
+            failure = ""
         except stepwell.StepwellError as error:
-            self._events.put(ObserverFailed(str(error)))
+            failure = str(error)
+        finally:
+            if failure:
+                self._events.put(ObserverFailed(failure))
 
     def _preview(self, client: stepwell.Client) -> npt.NDArray[np.float64] | None:
         options = self._options

@@ -1,16 +1,26 @@
 """A multi-layer perceptron in plain NumPy: one hidden layer of rectified units, softmax, cross-entropy."""
 
+from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
 from stepwell_server.demo.data import CLASSES, PIXELS, Images
 
-Parameters: TypeAlias = dict[str, npt.NDArray[np.floating]]
+Array: TypeAlias = npt.NDArray[np.floating]
+Parameters: TypeAlias = dict[str, Array]
 """hidden.weight (64, hidden), hidden.bias (hidden,), output.weight (hidden, 10), output.bias (10,)."""
 
 HIDDEN_UNITS: Final = 128
+
+
+def limit_threads() -> None:
+    """Have this process compute on one thread. The matrices are small: more threads, in several processes that share
+    the cores, wait for one another: two workers on two cores made a tenth of the steps per second.
+    """
+    threadpool_limits(1)
 
 
 def init(seed: int, hidden_units: int = HIDDEN_UNITS) -> Parameters:
@@ -28,7 +38,7 @@ def init(seed: int, hidden_units: int = HIDDEN_UNITS) -> Parameters:
     }
 
 
-def loss_and_gradients(parameters: Parameters, batch: Images) -> tuple[float, Parameters]:
+def loss_and_gradients(parameters: Mapping[str, Array], batch: Images) -> tuple[float, Parameters]:
     """The mean cross-entropy over the batch in nats, and its gradient in the shape and dtype of each parameter."""
     rows = np.arange(len(batch))
     hidden, logits = _forward(parameters, batch)
@@ -49,12 +59,12 @@ def loss_and_gradients(parameters: Parameters, batch: Images) -> tuple[float, Pa
     }
 
 
-def accuracy(parameters: Parameters, images: Images) -> float:
+def accuracy(parameters: Mapping[str, Array], images: Images) -> float:
     """The share of images whose most probable class is the right one."""
     _, logits = _forward(parameters, images)
     return float((logits.argmax(axis=1) == images.labels).mean())
 
 
-def _forward(parameters: Parameters, images: Images) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+def _forward(parameters: Mapping[str, Array], images: Images) -> tuple[Array, Array]:
     hidden = np.maximum(images.pixels @ parameters["hidden.weight"] + parameters["hidden.bias"], 0)
     return hidden, hidden @ parameters["output.weight"] + parameters["output.bias"]

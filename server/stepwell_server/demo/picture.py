@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from stepwell_server.demo.options import DemoOptions
@@ -26,7 +27,7 @@ LABELLED_BARS_MAX: Final = 12
 def draw(record: Record, options: DemoOptions, path: Path) -> None:
     """Write a PNG: loss, test accuracy and learning rate by version, and how often each staleness occurred."""
     # Not pyplot: it would choose a window system and keep the figure.
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     ((loss, accuracy), (learning_rate, staleness)) = figure.subplots(2, 2)
     _draw_loss(loss, record)
     _draw_accuracy(accuracy, record, options.target)
@@ -39,7 +40,6 @@ def draw(record: Record, options: DemoOptions, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.title.set_fontweight("bold")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]  # constrained takes them
     figure.suptitle(_title(record, options), fontsize=13)
     figure.savefig(path, format="png", dpi=120)
 
@@ -107,7 +107,7 @@ def _draw_staleness(axes: Axes, record: Record) -> None:
     axes.grid(axis="y", alpha=0.25)
     bars = axes.bar(names, counts, width=0.7, color=GREY)
     if len(counts) <= LABELLED_BARS_MAX:
-        axes.bar_label(bars, labels=[_share(count, len(record.steps)) for count in counts], padding=2)
+        axes.bar_label(bars, labels=[_share(count, len(record.steps)) for count in counts], padding=2, fontsize=9)
         axes.margins(y=0.12)
 
 

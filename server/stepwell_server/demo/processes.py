@@ -67,9 +67,9 @@ class Subprocess:
         errors.start()
         threading.Thread(target=self._forward, args=(events, errors), daemon=True).start()
 
-    def tail(self) -> str:
+    def tail(self) -> list[str]:
         """The last lines of its standard error."""
-        return "\n".join(self._tail)
+        return list(self._tail)
 
     def ask_to_end(self) -> None:
         """Send SIGTERM, if it still runs."""
@@ -118,14 +118,12 @@ def describe_code(code: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would send the server's data or the workers elsewhere, and one BLAS thread each."""
-    environment = {
+    """This process's, without what would send the server's data or the workers elsewhere."""
+    return {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("STEPWELL_") or name == "STEPWELL_KERNEL_CACHE"
     }
-    # The matrices are small: more threads would only fight over the cores with the other processes.
-    return environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def _tie() -> Callable[[], None] | None:

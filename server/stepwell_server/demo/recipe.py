@@ -16,6 +16,7 @@ LEARNING_RATES: Final[Mapping[str, float | None]] = MappingProxyType(
         "adam": 5e-3,
         "adamax": 1e-2,
         "adamw": 5e-3,
+        "amsgrad": 5e-3,
         "nadam": 5e-3,
         "nag": 0.1,
         "rmsprop": 3e-3,
@@ -112,7 +113,5 @@ def find_objection(options: TrainingOptions) -> str | None:
     if options.workers > WORKERS_MAX:
         return f"got workers {options.workers}, expected {WORKERS_MAX} or fewer: each has a process"
     if options.updates > UPDATES_MAX:
-        return (
-            f"got {options.workers} workers with {options.steps:,} steps each, expected {UPDATES_MAX:,} in all or fewer"
-        )
+        return f"got {options.workers} workers with {options.steps:,} steps, expected {UPDATES_MAX:,} in all or fewer"
     return None

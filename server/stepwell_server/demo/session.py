@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
-from stepwell_server.demo import picture, recipe
+from stepwell_server.demo import perceptron, picture, recipe
 from stepwell_server.demo.display import Display, make_display, percent, say
 from stepwell_server.demo.observer import Measured, Observer, ObserverFailed, Ready
 from stepwell_server.demo.options import DemoOptions, TrainingOptions, WorkerOptions
@@ -21,6 +21,7 @@ from stepwell_server.demo.report import Step
 
 ADDRESS: Final = "127.0.0.1:0"
 LISTENING: Final = "listening on "
+ERROR_LEVEL: Final = '"level": "error"'
 START_SECONDS: Final = 60.0
 """How long a server may take to listen, and workers to their first step: a cold, busy machine included."""
 
@@ -55,12 +56,13 @@ def run_demo(options: DemoOptions) -> int:
     if objection := recipe.find_objection(options) or _find_objection(options):
         say(errors, f"stepwell: {objection}")
         return 2
+    perceptron.limit_threads()
     try:
         with make_display(console, options) as display:
             record = _Session(options, display).run()
         picture.draw(record, options, options.picture)
     except Interrupted as interrupted:
-        say(errors, f"stepwell: stopped by {interrupted.signal.name}; server and workers are gone")
+        say(errors, f"stepwell: stopped by {interrupted.signal.name}; what it had started is gone")
         return 128 + interrupted.signal
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -182,11 +184,19 @@ class _Session:
             case ObserverFailed(message):
                 raise Failed(message)
             case Ended(process, code) if code != 0 or process is self._server:
-                tail = process.tail()
-                raise Failed(f"{process.name} {describe_code(code)}" + (f"; its last words:\n{tail}" if tail else ""))
+                raise Failed(self._describe_end(process, code))
             case Measured(version, accuracy):
                 self._record.accuracies.append((version, accuracy))
         return event
+
+    def _describe_end(self, process: Subprocess, code: int) -> str:
+        last_words = process.tail()
+        if self._server is not None and process is not self._server:
+            # What the server has against a worker it tells the worker. Its log is for what is its own fault.
+            last_words += [line for line in self._server.tail() if ERROR_LEVEL in line]
+        return "\n".join(
+            [f"{process.name} {describe_code(code)}" + ("; last words:" if last_words else ""), *last_words]
+        )
 
 
 def _find_objection(options: DemoOptions) -> str | None:

@@ -46,6 +46,7 @@ def run_worker(options: WorkerOptions) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     if options.supervised:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+    perceptron.limit_threads()
     try:
         digits = data.load()
         reporter = JsonLines() if options.supervised else TextLines(digits.test)

@@ -129,10 +129,11 @@ class Definition:
             if name not in self.fixed
         }
 
-    def resolve(self, flavor: str, given: Mapping[str, object]) -> dict[str, Value]:
+    def resolve(self, flavor: str, given: Mapping[str, object], live: Iterable[str] = ()) -> dict[str, Value]:
         """Every hyperparameter's value: `given` over the flavor's defaults.
 
-        Raises UnknownArgument or InvalidValue, and InvalidSpec for a combination that makes no sense.
+        Raises UnknownArgument or InvalidValue, and InvalidSpec for a combination that makes no sense; numbers named in
+        `live` may change and count as non-zero there.
         """
         owner = f"optimizer '{self.name}'"
         values = self.defaults(flavor) | check_arguments(self.arguments_of(flavor), given, owner)
@@ -144,8 +145,9 @@ class Definition:
                     argument=name,
                     expected=expected,
                 )
+        seen = values | dict.fromkeys(live, 1.0)
         for message, holds in self.refuse.items():
-            if holds(values):
+            if holds(seen):
                 raise InvalidSpec(f"{owner}: {message}")
         return values  # type: ignore[return-value]  # REQUIRED was refused above
 

@@ -11,7 +11,8 @@ import numpy as np
 
 
 def _is_number(*values: Any) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    # NumPy's float64 is a float by inheritance, but it is an array's element and follows NumPy's rules.
+    return all(type(value) in (int, float) for value in values)
 
 
 def sqrt(x: Any) -> Any:
@@ -47,6 +48,9 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 FUNCTIONS = {function.__name__: function for function in (sqrt, exp, log, cbrt, abs, maximum, minimum, sign, where)}
+
+# How many arguments each takes.
+ARITIES = dict.fromkeys(FUNCTIONS, 1) | {"maximum": 2, "minimum": 2, "where": 3}
 
 # Kernel expressions on elements, arguments by place. NaN propagates through maximum and minimum as in NumPy.
 EMITTED = {

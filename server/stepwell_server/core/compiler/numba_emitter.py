@@ -30,17 +30,18 @@ def emit(program: Program) -> str:
 
 
 def _kernel(program: Program, name: str) -> str:
-    target = "param_array" if name == "in_place" else "param_out"
-    arrays = ["param_array", *(["param_out"] if name == "out_of_place" else []), "grad_array"]
-    arrays += [f"{slot}_array" for slot in program.slots]
-    numbers = [f"c{index}" for index in range(program.coefficients)]
-    loads = [f"{array} = {array}_array[i]" for array in ("param", "grad", *program.slots)]
+    # Names with an underscore are the compiler's own: a body may not use them.
+    target = "_param" if name == "in_place" else "_param_out"
+    arrays = ["_param", *(["_param_out"] if name == "out_of_place" else []), "_grad"]
+    arrays += [f"_{slot}" for slot in program.slots]
+    numbers = [f"_c{index}" for index in range(program.coefficients)]
+    loads = [f"{array} = _{array}[_i]" for array in ("param", "grad", *program.slots)]
     body = [f"{local} = {_text(value)}" for local, value in program.elements]
-    news = [f"new_{output} = {_text(value)}" for output, value in program.outputs.items()]
-    stores = [f"{target}[i] = new_param", *(f"{slot}_array[i] = new_{slot}" for slot in program.slots)]
+    news = [f"_new_{output} = {_text(value)}" for output, value in program.outputs.items()]
+    stores = [f"{target}[_i] = _new_param", *(f"_{slot}[_i] = _new_{slot}" for slot in program.slots)]
     lines = "\n        ".join([*loads, *body, *news, *stores])
-    signature = ", ".join(["begin", "end", *arrays, *numbers])
-    return f"def {name}({signature}):\n    for i in range(begin, end):\n        {lines}\n"
+    signature = ", ".join(["_begin", "_end", *arrays, *numbers])
+    return f"def {name}({signature}):\n    for _i in range(_begin, _end):\n        {lines}\n"
 
 
 def _text(node: ast.expr) -> str:

@@ -10,6 +10,7 @@ The result is plain data: statements for the elements, a host function for the c
 
 import ast
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any
 from stepwell_server.core.arguments import Value
 from stepwell_server.core.compiler.definition import Definition
 from stepwell_server.core.compiler.functions import FUNCTIONS
+from stepwell_server.core.compiler.grammar import check_body
 from stepwell_server.core.errors import InvalidValue
 
 
@@ -26,7 +28,7 @@ class Program:
     """A specialised optimizer.
 
     slots, scalars: those that this variant uses, in the order of the signature.
-    elements: assignments per element, over `param`, `grad`, slots, locals and coefficients c0, c1, ...
+    elements: assignments per element, over `param`, `grad`, slots, locals and coefficients _c0, _c1, ...
     outputs: the expression of the new param, then of each slot.
     coefficients: how many coefficients the host function yields.
     """
@@ -54,11 +56,16 @@ class Program:
         try:
             coefficients, advanced = self._host(step, *scalars, *(values[name] for name in self._arguments))
         except (ArithmeticError, ValueError) as error:
-            raise InvalidValue(
-                f"optimizer '{self.name}' at step {step}: the hyperparameters {dict(values)} give {error}, expected "
-                "finite coefficients; change them"
-            ) from error
+            raise self._refusal(step, values, str(error)) from error
+        if not all(math.isfinite(number) for number in (*coefficients, *advanced)):
+            raise self._refusal(step, values, "an infinity")
         return coefficients, advanced
+
+    def _refusal(self, step: int, values: Mapping[str, Value], what: str) -> InvalidValue:
+        return InvalidValue(
+            f"optimizer '{self.name}' at step {step}: the hyperparameters {dict(values)} give {what}, expected finite "
+            "coefficients; change them"
+        )
 
     def reference(self, param: Any, grad: Any, *state: Any, step: int, values: Mapping[str, Value]) -> tuple[Any, ...]:
         """The same rule on NumPy arrays, as written: new param and state from old ones."""
@@ -82,6 +89,7 @@ def specialise(definition: Definition, values: Mapping[str, Value], live: Iterab
 
 @lru_cache(maxsize=1024)
 def _specialise(definition: Definition, static: tuple[tuple[str, Value], ...]) -> Program:
+    check_body(definition.body, ["param", "grad", *definition.state, "step", *definition.arguments])
     statements = _Specialiser(dict(static)).run(definition.body)
     result = statements[-1]
     assert isinstance(result, ast.Return), f"{definition.name}: every path returns"
@@ -91,7 +99,7 @@ def _specialise(definition: Definition, static: tuple[tuple[str, Value], ...]) -
         f"{definition.name}: returns param, then its whole state in order"
     )
 
-    state = _used(definition.state, statements[:-1], returned[1:])
+    state = _used(definition.state, statements[:-1], returned)
     outputs = {"param": returned[0]} | {name: returned[1 + definition.state.index(name)] for name in state}
     arguments = tuple(definition.arguments)
     reference = [*statements[:-1], ast.Return(ast.Tuple(list(outputs.values()), ast.Load()))]
@@ -127,11 +135,16 @@ class _Specialiser(ast.NodeTransformer):
         statements: list[ast.stmt] = []
         for statement in body:
             if isinstance(statement, ast.If):
-                statements += self.run(statement.body if self.decide(statement.test) else statement.orelse)
-            elif isinstance(statement, ast.Assign | ast.Return):
-                statements.append(self.visit(copy.deepcopy(statement)))
+                try:
+                    chosen = statement.body if self.decide(statement.test) else statement.orelse
+                except _NotStatic:
+                    raise TypeError(
+                        f"line {statement.lineno}: if {ast.unparse(statement.test)}: has no place in an optimizer: a "
+                        "plain if is decided by flags; use a conditional expression on scalars, where on elements"
+                    ) from None
+                statements += self.run(chosen)
             else:
-                raise TypeError(f"line {statement.lineno}: {type(statement).__name__} has no place in an optimizer")
+                statements.append(self.visit(copy.deepcopy(statement)))
             if statements and isinstance(statements[-1], ast.Return):
                 break
         return statements
@@ -204,7 +217,7 @@ class _Split:
             self.element_names.add(name)
             return
         assert name not in self.element_names, f"{name} holds elements and cannot become a scalar"
-        fresh = f"{name}_{len(self.host)}"
+        fresh = f"_{name}_{len(self.host)}"
         self.host.append(ast.Assign([ast.Name(fresh, ast.Store())], self.scalar(value), lineno=0))
         self.renamed[name] = fresh
 
@@ -220,11 +233,9 @@ class _Split:
 
     def hoist(self, node: ast.expr) -> ast.expr:
         value = self.scalar(node)
-        name = f"c{list(self.hoisted).index(key)}" if (key := ast.unparse(value)) in self.hoisted else None
-        if name is None:
-            name = f"c{len(self.hoisted)}"
-            self.hoisted[key] = value
-        return ast.Name(name, ast.Load())
+        key = ast.unparse(value)
+        self.hoisted.setdefault(key, value)
+        return ast.Name(f"_c{list(self.hoisted).index(key)}", ast.Load())
 
     def element(self, node: ast.expr) -> ast.expr:
         """The same expression with its scalar parts hoisted."""
@@ -257,14 +268,14 @@ class _Split:
 
 
 def _used(state: Iterable[str], statements: Iterable[ast.stmt], returned: Iterable[ast.expr]) -> tuple[str, ...]:
-    """The slots and scalars that do more than pass through."""
-    mentioned = {part.id for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Name)}
-    used = []
-    for name, value in zip(state, returned, strict=True):
-        passes_through = isinstance(value, ast.Name) and value.id == name
-        if name in mentioned or not passes_through:
-            used.append(name)
-    return tuple(used)
+    """The slots and scalars that do more than pass through. returned: the new param, then the state in order."""
+    state = tuple(state)
+    working: list[ast.AST] = list(statements)
+    for name, value in zip(("param", *state), returned, strict=True):
+        if not (isinstance(value, ast.Name) and value.id == name):
+            working += [value, ast.Name(name, ast.Load())]
+    mentioned = {part.id for node in working for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return tuple(name for name in state if name in mentioned)
 
 
 @lru_cache(maxsize=256)

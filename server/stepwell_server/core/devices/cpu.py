@@ -36,10 +36,9 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {
 class Kernel:
     """A program compiled for one dtype."""
 
-    def __init__(self, in_place: Callable[..., None], out_of_place: Callable[..., None], dtype: np.dtype[Any]) -> None:
+    def __init__(self, in_place: Callable[..., None], out_of_place: Callable[..., None]) -> None:
         self._in_place = in_place
         self._out_of_place = out_of_place
-        self._scalar = dtype.type
 
     def launch(
         self,
@@ -50,14 +49,18 @@ class Kernel:
         param_out: Vector,
         grad: Vector,
         slots: Sequence[Vector],
-        coefficients: Sequence[float],
+        coefficients: Sequence[np.floating[Any]],
     ) -> None:
-        """Update the elements from `begin` to `end`; param_out may be param itself, then the update is in place."""
-        numbers = tuple(self._scalar(number) for number in coefficients)
+        """Update the elements from `begin` to `end`; param_out may be param itself, then the update is in place.
+
+        coefficients: of the vectors' type.
+        """
         if param_out is param:
-            device.spread(begin, end, lambda a, b: self._in_place(a, b, param, grad, *slots, *numbers))
+            device.spread(begin, end, lambda a, b: self._in_place(a, b, param, grad, *slots, *coefficients))
         else:
-            device.spread(begin, end, lambda a, b: self._out_of_place(a, b, param, param_out, grad, *slots, *numbers))
+            device.spread(
+                begin, end, lambda a, b: self._out_of_place(a, b, param, param_out, grad, *slots, *coefficients)
+            )
 
 
 class CpuDevice:
@@ -94,7 +97,6 @@ class CpuDevice:
             self._kernels[key] = Kernel(
                 self._compile(module.in_place, numba.void(*span, array, array, *slots, *numbers)),
                 self._compile(module.out_of_place, numba.void(*span, array, array, array, *slots, *numbers)),
-                dtype,
             )
         return self._kernels[key]
 
@@ -152,7 +154,9 @@ class CpuDevice:
             self._pool.shutdown()
 
     def _module(self, source: str, name: str) -> ModuleType:
-        key = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        # Machine code depends on the compiler and its options as much as on the source.
+        identity = f"{source}\n{_OPTIONS}\n{numba.__version__}"
+        key = f"{name}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         if self._kernel_directory is None:
             module = ModuleType(key)
             exec(compile(source, f"<kernel {key}>", "exec"), module.__dict__)  # noqa: S102  # our own emitter's text
