@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from stepwell_server.core.compiler.functions import ARITIES
 
-_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.BitAnd, ast.BitOr)
 _SIGNS = (ast.USub, ast.UAdd, ast.Not)
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
 
