@@ -206,7 +206,7 @@ def _check_groups(groups: Sequence[tuple[str, Sequence[str], bool]], used: set[i
         seen.add(name)
         if position not in used:
             raise InvalidSpec(
-                f"group '{name}' has no parameters: {list(globs)} match none that an earlier group has not taken; "
-                "correct the globs or the order",
+                f"group '{name}' has no parameters: {list(globs)} match none that an earlier group has not taken, "
+                "expected some; correct the globs or the order",
                 group=name,
             )

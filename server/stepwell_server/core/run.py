@@ -360,7 +360,8 @@ class Run:
             result.append(after if chosen else before)
         for name in sorted(named - found):
             raise UnknownArgument(
-                f"run '{self.name}': no group's optimizer has an argument '{name[:200]}'; see list_optimizers",
+                f"run '{self.name}': no group's optimizer has an argument '{name[:200]}', expected one that some "
+                "group has; see list_optimizers",
                 got=name[:200],
             )
         return result

@@ -95,7 +95,7 @@ class Settings:
         after_state = after.program.slots + after.program.scalars
         if before_state != after_state:
             raise ChangeRefused(
-                f"optimizer '{self.definition.name}': the change would make the slots {list(after_state)}, the run has "
+                f"optimizer '{self.definition.name}': the change would make the slots {list(after_state)}, expected "
                 f"{list(before_state)}; change only what keeps them: {', '.join(self._changeable())}",
                 got=list(after_state),
                 expected=list(before_state),
@@ -197,8 +197,8 @@ def _parse_schedules(
         schedule = Schedule.parse(spec)
         if schedule.clock == "epochs" and moment.samples_per_epoch is None:
             raise InvalidSpec(
-                f"the schedule of '{name}' counts epochs, but the run has no samples_per_epoch; give it, or use "
-                "another clock",
+                f"the schedule of '{name}' counts epochs, but the run has no samples_per_epoch, expected a "
+                "number; give it, or use another clock",
                 argument=name,
             )
         parsed[name] = Scheduled(schedule, moment.read(schedule.clock))

@@ -48,7 +48,9 @@ class Coverage:
         before = intervals[at - 1] if at else None
         after = intervals[at] if at < len(intervals) else None
         if (before and before[1] > begin) or (after and after[0] < end):
-            raise InvalidRange(f"{what} bytes {begin} to {end} overlap bytes that have arrived; send each byte once")
+            raise InvalidRange(
+                f"{what} bytes {begin} to {end} overlap bytes that have arrived, expected new ones; send each byte once"
+            )
         low, high = at, at
         if before and before[1] == begin:
             low, begin = at - 1, before[0]
@@ -95,13 +97,13 @@ class GroupTransfer:
         if missing:
             raise IncompleteUpdate(
                 f"{self.what}: {sum(end - begin for begin, end in missing)} bytes are missing, the first at "
-                f"{missing[0][0]}; send every declared parameter whole",
+                f"{missing[0][0]}, expected every declared parameter whole; send the rest",
                 missing_bytes=sum(end - begin for begin, end in missing),
             )
         extra = _subtract(self.coverage.intervals, expected)
         raise InvalidRange(
-            f"{self.what}: bytes {extra[0][0]} to {extra[0][1]} belong to a parameter that is declared without a "
-            "gradient; declare it or do not send it"
+            f"{self.what}: bytes {extra[0][0]} to {extra[0][1]} are of a parameter that is declared without a "
+            "gradient, expected none; declare it or do not send it"
         )
 
 

@@ -183,8 +183,8 @@ class Workers:
     def _admit(self, identity: Identity, version: int) -> Worker:
         if identity.uid != self.uid:
             raise RunReplaced(
-                f"run '{self.run}' is not the one that worker '{identity.worker}' joined: it was deleted and made "
-                "anew; get it again and join",
+                f"run '{self.run}' has another uid than worker '{identity.worker[:200]}' joined, expected the same: "
+                "it was deleted and made anew; get it again and join",
             )
         if identity.generation != self.generation:
             raise RunRewound(

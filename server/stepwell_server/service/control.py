@@ -163,7 +163,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             spec.MergeFrom(request.spec)
             if request.spec_complete:
                 return name, spec
-        raise MalformedRequest("the creation ended before its spec was complete; send it whole")
+        raise MalformedRequest("the creation ended inside its spec, expected it whole; send all of it")
 
     async def _read_values(self, requests: AsyncIterator[pb.CreateRunRequest], claim: Claim) -> None:
         machine = self._runs.machine
@@ -181,7 +181,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
                 )
             if request.values_complete:
                 return
-        raise MalformedRequest("the creation ended before its values were complete; send them all")
+        raise MalformedRequest("the creation ended inside its values, expected all of them; send the rest")
 
 
 def _page(items: Sequence[T], size: int, token: str, key: Any) -> tuple[list[T], str]:

@@ -69,9 +69,7 @@ class Exchange:
                 "a commit came before a stage, expected the update first; send its header and ranges"
             )
         if message.HasField("identity") and decode_identity(message.identity) != self._staging.header.identity:
-            raise MalformedRequest(
-                "a commit names another update than the staged one; send the identity of the staged one"
-            )
+            raise MalformedRequest("a commit names another update, expected the staged one; send that one's identity")
         await self._placed()
         staging, self._staging = self._staging, None
         return await self._hosted.commit(staging)
@@ -80,7 +78,9 @@ class Exchange:
         """Hold the parameters that were asked for; the caller closes what it gets."""
         hosted = self._runs.get(selection.run)
         if selection.run_uid and selection.run_uid != hosted.run.uid:
-            raise RunReplaced(f"run '{selection.run}' was deleted and made anew; get it again for its layout")
+            raise RunReplaced(
+                f"run '{selection.run}' was made anew, expected the uid of the present one; get it again for its layout"
+            )
         pieces = outgoing.select(hosted.run.layout, selection.parameters)
         newer_than = selection.if_newer_than if selection.HasField("if_newer_than") else None
         hold = await hosted.hold(newer_than)

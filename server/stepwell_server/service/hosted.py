@@ -89,7 +89,7 @@ class HostedRun:
 
     def check_present(self) -> None:
         if self.gone:
-            raise UnknownRun(f"run '{self.run.name}' was deleted; create it again")
+            raise UnknownRun(f"run '{self.run.name}' was deleted, expected it to be there; create it again")
 
     async def join(self, worker: str) -> Membership:
         async with self.exclusive() as run:

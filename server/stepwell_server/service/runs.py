@@ -337,7 +337,9 @@ class Runs:
 
     def _require_storage(self) -> DataDirectory:
         if self._storage is None:
-            raise StorageDisabled("the server has no data directory; start it with --data-dir")
+            raise StorageDisabled(
+                "the server has no data directory, expected one for what is stored; start it with --data-dir"
+            )
         return self._storage
 
     def _run_limits(self) -> RunLimits:

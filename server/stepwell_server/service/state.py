@@ -123,7 +123,7 @@ async def _place(runs: Runs, transfers: dict[Key, GroupTransfer], request: pb.Se
         if transfer is None:
             raise InvalidRange(
                 f"the run has no array {pb.StateKind.Name(part.kind)} '{part.name[:200]}' in group "
-                f"{part.range.group}; send the arrays that GetState sends"
+                f"{part.range.group}, expected those that GetState sends; send these"
             )
         data = part.range.data  # each read copies
         transfer.admit(part.range.packed_offset_bytes, len(data))
