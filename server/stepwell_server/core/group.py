@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell_server.core.devices.cpu import CpuDevice, Kernel
+from stepwell_server.core.devices.cpu import ALIGNMENT_BYTES, CpuDevice, Kernel
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Size, Vector
@@ -58,7 +58,7 @@ class GroupCommit:
         if not self.launches:
             return
         vectors = self.group.vectors
-        covers_all = len(self.launches) == 1 and self.launches[0].end - self.launches[0].begin == len(gradient)
+        covers_all = self.launches[0].end - self.launches[0].begin == len(gradient)
         for name, copy in self.copies.items():
             # A whole new version of the parameters is written out of place; anything else is copied and then updated.
             if name or not covers_all:
@@ -168,7 +168,8 @@ class GroupState:
         return cast
 
     def state_bytes(self) -> int:
-        return sum(held.vector.nbytes for held in self.vectors.values())
+        """What the vectors take from the memory, alignment included."""
+        return sum(held.vector.nbytes + ALIGNMENT_BYTES for held in self.vectors.values())
 
     def _element(self, place: int) -> int:
         """Where the parameter at `place` begins in the vector, in elements."""

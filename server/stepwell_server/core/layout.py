@@ -92,14 +92,6 @@ class Layout:
         """The place of each parameter in the list, by name."""
         return {placed.spec.name: index for index, placed in enumerate(self.parameters)}
 
-    @cached_property
-    def places(self) -> NDArray[np.int64]:
-        """The place of each parameter within its own group, by index."""
-        places = np.zeros(len(self.parameters), np.int64)
-        for group in self.groups:
-            places[list(group.indices)] = np.arange(len(group.indices))
-        return places
-
     def check_index(self, index: int) -> None:
         if index >= len(self.parameters):
             raise UnknownParameter(
@@ -116,10 +108,10 @@ def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str
     """
     _check(parameters)
     assigned: dict[tuple[int, int], list[int]] = {}
-    matchers = [(frozen, [re.compile(fnmatch.translate(glob)) for glob in globs]) for _, globs, frozen in groups]
+    matchers = [[re.compile(fnmatch.translate(glob)) for glob in globs] for _, globs, _ in groups]
     for index, parameter in enumerate(parameters):
         position = next(
-            (place for place, (_, globs) in enumerate(matchers) if any(glob.match(parameter.name) for glob in globs)),
+            (place for place, globs in enumerate(matchers) if any(glob.match(parameter.name) for glob in globs)),
             len(groups),
         )
         assigned.setdefault((position, DTYPES.index(parameter.dtype)), []).append(index)

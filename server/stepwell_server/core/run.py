@@ -184,6 +184,7 @@ class Run:
         for group in commit.groups:
             self.memory.free(group.group.finish(group))
         self.version += 1
+        self.changes += bool(commit.header.hyperparameters)
         self.samples = commit.samples
         return self._answer(commit.header.identity, Answer(Outcome.COMMITTED, self.version))
 
@@ -255,7 +256,7 @@ class Run:
         version: int,
         samples: float,
         arrays: Sequence[GroupArrays],
-        settings: Sequence[Any] | None,
+        settings: Sequence[Settings | None] | None,
     ) -> None:
         """Go over to another state and a new generation; every worker must join again."""
         before = self.groups
@@ -284,6 +285,16 @@ class Run:
             "settings": [group.settings and group.settings.to_data() for group in self.groups],
             "workers": self.workers.to_data(),
         }
+
+    def to_data_after(
+        self, generation: int, version: int, samples: float, settings: Sequence[Settings | None] | None
+    ) -> dict[str, Any]:
+        """What `to_data` will give once `replace_state` has been called with the same arguments."""
+        data = self.to_data() | {"generation": generation, "version": version, "samples": samples}
+        data["workers"] = data["workers"] | {"joined": {}}
+        if settings is not None:
+            data["settings"] = [chosen and chosen.to_data() for chosen in settings]
+        return data
 
     @staticmethod
     def from_data(data: Mapping[str, Any], memory: Memory, limits: RunLimits) -> tuple["Run", list[Settings | None]]:
@@ -319,7 +330,8 @@ class Run:
     def settings_with(self, header: UpdateHeader) -> list[Settings | None]:
         """The settings with the hyperparameters that an update carries."""
         settings = [group.settings for group in self.groups]
-        for group, values in header.hyperparameters.items():
+        # What is meant for all groups first, so that a group's own value wins.
+        for group, values in sorted(header.hyperparameters.items()):
             settings = self._select(settings, group, values, {}, (), False)
         return settings
 
@@ -350,6 +362,9 @@ class Run:
                 continue
             chosen = {name for name in named if group or name in before.arguments}
             found |= chosen
+            if not chosen:
+                result.append(before)
+                continue
             after = before.changed(
                 self.moment,
                 {name: value for name, value in hyperparameters.items() if name in chosen},
@@ -357,7 +372,7 @@ class Run:
                 [name for name in removed if name in chosen],
                 keep_clock,
             )
-            result.append(after if chosen else before)
+            result.append(after)
         for name in sorted(named - found):
             raise UnknownArgument(
                 f"run '{self.name}': no group's optimizer has an argument '{name[:200]}', expected one that some "

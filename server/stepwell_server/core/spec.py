@@ -1,5 +1,6 @@
 """What a client asks for when it creates a run: everything except the values of its parameters."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,7 +144,7 @@ class RunSpec:
 def _describe(schedule: Schedule, root: bool = True) -> str:
     """The schedule with every default filled in, so that what means the same reads the same."""
     values = {argument.name: argument.default for argument in find_schedule(schedule.name).arguments}
-    parts = [f"{name}={value!r}" for name, value in sorted((values | dict(schedule.arguments)).items())]
+    parts = [f"{name}={reprlib.repr(value)}" for name, value in sorted((values | dict(schedule.arguments)).items())]
     parts += [_describe(child, root=False) for child in schedule.children]
     clock = f" on {schedule.clock}" if root else ""
     return f"{schedule.name}({', '.join(parts)}){clock}"

@@ -38,8 +38,9 @@ class UpdateHeader:
 class Coverage:
     """Which parts of 0..length have arrived; parts may come in any order but only once."""
 
-    def __init__(self) -> None:
+    def __init__(self, intervals_max: int = _INTERVALS_MAX) -> None:
         self.intervals: list[tuple[int, int]] = []
+        self._intervals_max = intervals_max
 
     def add(self, begin: int, end: int, what: str) -> None:
         """Count a part; raises InvalidRange if some of it has arrived before."""
@@ -57,10 +58,10 @@ class Coverage:
         if after and after[0] == end:
             high, end = at + 1, after[1]
         intervals[low:high] = [(begin, end)]
-        if len(intervals) > _INTERVALS_MAX:
+        if len(intervals) > self._intervals_max:
             raise LimitExceeded(
-                f"{what} arrived in more than {_INTERVALS_MAX} pieces that do not touch; send ranges in order",
-                limit=_INTERVALS_MAX,
+                f"{what} arrived in more than {self._intervals_max} pieces that do not touch; send ranges in order",
+                limit=self._intervals_max,
             )
 
 
@@ -71,7 +72,8 @@ class GroupTransfer:
         self.layout = layout
         self.vector = vector
         self.what = what
-        self.coverage = Coverage()
+        # Parameters without a gradient cut the rest into as many pieces as there are parameters, at most.
+        self.coverage = Coverage(max(_INTERVALS_MAX, len(layout.indices)))
 
     def admit(self, begin: int, size: int) -> None:
         """Count a range before it is placed; raises InvalidRange."""
@@ -212,13 +214,17 @@ def _expected(layout: LayoutGroup, present: NDArray[np.bool_] | None) -> list[tu
 def _subtract(whole: list[tuple[int, int]], parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """What of `whole` is not in `parts`; both sorted and disjoint."""
     left = []
+    following = 0
     for begin, end in whole:
-        for part_begin, part_end in parts:
-            if part_end <= begin or part_begin >= end:
-                continue
-            if part_begin > begin:
-                left.append((begin, part_begin))
-            begin = max(begin, part_end)
+        while following < len(parts) and parts[following][1] <= begin:
+            following += 1
+        at = following
+        while at < len(parts) and parts[at][0] < end:
+            if parts[at][0] > begin:
+                left.append((begin, parts[at][0]))
+            begin = max(begin, parts[at][1])
+            at += 1
+        following = max(following, at - 1)
         if begin < end:
             left.append((begin, end))
     return left

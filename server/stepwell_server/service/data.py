@@ -37,7 +37,7 @@ class DataService(data_pb2_grpc.DataServiceServicer):
                     return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
         finally:
-            await exchange.close()
+            exchange.close()
 
     async def Pull(self, request: data_pb2.PullRequest, context: Any) -> None:
         parameters = await Exchange(self._runs).select(request.selection)
@@ -59,7 +59,7 @@ class DataService(data_pb2_grpc.DataServiceServicer):
                     return
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
         finally:
-            await stream.exchange.close()
+            stream.exchange.close()
 
     async def Work(self, requests: AsyncIterator[data_pb2.WorkRequest], context: Any) -> None:
         stream = _Stream(self._runs, context, data_pb2.WorkResponse)
@@ -79,19 +79,19 @@ class DataService(data_pb2_grpc.DataServiceServicer):
                     raise
                 except Exception as error:  # noqa: BLE001  # becomes the exchange's error
                     failed = request.exchange
-                    await stream.exchange.close()
+                    stream.exchange.close()
                     await stream.write(data_pb2.WorkResponse(error=encode_error(error), done=True))
                 finally:
                     if request.last or failed == request.exchange:
                         stream.number = None
         finally:
             words.cancel()
-            await stream.exchange.close()
+            stream.exchange.close()
 
     async def _next(self, context: Any, stream: "_Stream") -> data_pb2.WorkRequest | None:
-        """The stream's next message, None at its end. A worker may pause between exchanges, but not long inside one."""
+        """The stream's next message, None at its end. A worker may pause, but not long while an update is half here."""
         request: data_pb2.WorkRequest | None
-        if stream.number is not None:
+        if stream.number is not None or stream.exchange.staging:
             request = await read(context, self._runs.limits.silence_seconds)
             return request
         if self._draining:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from stepwell.v1 import errors_pb2 as pb
@@ -58,6 +59,7 @@ TABLE: dict[type[Exception], tuple[str, grpc.StatusCode]] = {
     errors.ServerStopping: ("SERVER_STOPPING", grpc.StatusCode.UNAVAILABLE),
     errors.MalformedRequest: ("MALFORMED_REQUEST", _BAD),
     WireError: ("MALFORMED_REQUEST", _BAD),
+    DecodeError: ("MALFORMED_REQUEST", _BAD),
     errors.ContractMismatch: ("CONTRACT_MISMATCH", _STATE),
 }
 

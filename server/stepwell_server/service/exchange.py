@@ -86,17 +86,19 @@ class Exchange:
         hold = await hosted.hold(newer_than)
         return Parameters(self._runs.machine, hosted, hold, pieces)
 
-    async def close(self) -> None:
-        """Free what is staged."""
-        staging, self._staging, self._stored = self._staging, None, None
-        if self._placing is not None:
-            await asyncio.gather(self._placing, return_exceptions=True)
-            self._placing = None
-        if staging is not None and self._hosted is not None:
-            self._hosted.discard(staging)
+    def close(self) -> None:
+        """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
+        hosted, staging, placing = self._hosted, self._staging, self._placing
+        self._staging = self._stored = self._placing = None
+        if staging is None or hosted is None:
+            return
+        if placing is None or placing.done():
+            hosted.discard(staging)
+        else:
+            placing.add_done_callback(lambda _: hosted.discard(staging))
 
     async def _begin(self, message: data_pb2.UpdateHeader) -> None:
-        await self.close()
+        self.close()
         header = decode_header(message)
         self._hosted = self._runs.get(header.identity.run)
         self._stored = self._hosted.run.recall(header.identity)
@@ -107,8 +109,8 @@ class Exchange:
 
     async def _placed(self) -> None:
         if self._placing is not None:
-            placing, self._placing = self._placing, None
-            await placing
+            await self._placing
+            self._placing = None
 
 
 class Parameters:

@@ -7,7 +7,7 @@ goes to its end whatever becomes of its caller.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from stepwell_server.core.errors import UnknownRun
@@ -37,8 +37,18 @@ class Machine:
         self.state_bytes: Callable[[], int] = lambda: 0
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
-        """Do blocking work on a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        """Do blocking work on a thread. A cancelled caller gets away only when the work is done.
+
+        A thread cannot be stopped, and what it works on must not be freed under it.
+        """
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+            raise
 
     async def run_sized(self, size_bytes: int, work: Callable[..., R], *arguments: Any) -> R:
         """Do work on a thread, or here if it is small."""
@@ -164,20 +174,22 @@ class HostedRun:
 
     async def replace_state(
         self,
-        enter_generation: Callable[[int], Any],
+        store: Callable[[int, dict[str, Any]], None],
         version: int,
         samples: float,
         arrays: Sequence[GroupArrays],
         settings: Sequence[Settings | None] | None = None,
         expected_version: int | None = None,
     ) -> None:
-        """Go over to another state in a new generation, which `enter_generation` makes durable first."""
+        """Go over to another state in a new generation; `store` makes both durable first, so that it fails whole."""
         async with self.exclusive() as run:
             run.check_version(expected_version)
-            await self._machine.run(enter_generation, run.generation + 1)
+            generation = run.generation + 1
             if settings is not None:
                 await self._machine.run(run.compile, settings)
-            run.replace_state(run.generation + 1, version, samples, arrays, settings)
+            data = run.to_data_after(generation, version, samples, settings)
+            await self._machine.run(store, generation, data)
+            run.replace_state(generation, version, samples, arrays, settings)
 
     async def delete(self) -> None:
         async with self.exclusive() as run:

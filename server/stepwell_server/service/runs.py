@@ -164,13 +164,13 @@ class Runs:
         """Take a run to another state, in a new generation that a restart remembers."""
         hosted = self.get(name)
 
-        def enter(generation: int) -> None:
+        def store(generation: int, data: dict[str, Any]) -> None:
             if self._storage is not None:
                 self._storage.enter_generation(name, generation)
+                self._storage.save_snapshot(name, data, hosted.run.layout, arrays, time.time())
 
-        await hosted.replace_state(enter, version, samples, arrays, settings, expected_version)
-        if self._storage is not None:
-            await self.save(name)
+        async with self._saving_of(name):
+            await hosted.replace_state(store, version, samples, arrays, settings, expected_version)
         return hosted
 
     async def delete(self, name: str) -> None:

@@ -221,7 +221,7 @@ def optimizer(
         return _register(
             Definition(
                 name=function.__name__,
-                summary=(function.__doc__ or "").strip().splitlines()[0],
+                summary=(function.__doc__ or function.__name__).strip().splitlines()[0],
                 reference=reference,
                 matches=matches,
                 body=(*_woven(decay), *tree.body[1:]),

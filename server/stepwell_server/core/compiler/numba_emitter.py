@@ -30,18 +30,18 @@ def emit(program: Program) -> str:
 
 
 def _kernel(program: Program, name: str) -> str:
-    # Names with an underscore are the compiler's own: a body may not use them.
-    target = "_param" if name == "in_place" else "_param_out"
-    arrays = ["_param", *(["_param_out"] if name == "out_of_place" else []), "_grad"]
-    arrays += [f"_{slot}" for slot in program.slots]
+    # Every name of the body gets a prefix of its kind, so that it cannot meet another kind's, or what the kernel calls.
+    target = "array_param" if name == "in_place" else "out"
+    arrays = ["array_param", *(["out"] if name == "out_of_place" else []), "array_grad"]
+    arrays += [f"array_{slot}" for slot in program.slots]
     numbers = [f"_c{index}" for index in range(program.coefficients)]
-    loads = [f"{array} = _{array}[_i]" for array in ("param", "grad", *program.slots)]
-    body = [f"{local} = {_text(value)}" for local, value in program.elements]
-    news = [f"_new_{output} = {_text(value)}" for output, value in program.outputs.items()]
-    stores = [f"{target}[_i] = _new_param", *(f"_{slot}[_i] = _new_{slot}" for slot in program.slots)]
+    loads = [f"v_{array} = array_{array}[i]" for array in ("param", "grad", *program.slots)]
+    body = [f"v_{local} = {_text(value)}" for local, value in program.elements]
+    news = [f"new_{output} = {_text(value)}" for output, value in program.outputs.items()]
+    stores = [f"{target}[i] = new_param", *(f"array_{slot}[i] = new_{slot}" for slot in program.slots)]
     lines = "\n        ".join([*loads, *body, *news, *stores])
-    signature = ", ".join(["_begin", "_end", *arrays, *numbers])
-    return f"def {name}({signature}):\n    for _i in range(_begin, _end):\n        {lines}\n"
+    signature = ", ".join(["begin", "end", *arrays, *numbers])
+    return f"def {name}({signature}):\n    for i in range(begin, end):\n        {lines}\n"
 
 
 def _text(node: ast.expr) -> str:
@@ -49,10 +49,12 @@ def _text(node: ast.expr) -> str:
 
 
 class _Spelled(ast.NodeTransformer):
-    """Spells each function as Numba compiles it best."""
+    """Spells each name with its prefix, and each function as Numba compiles it best."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return node if node.id.startswith("_c") else ast.Name(f"v_{node.id}", ast.Load())
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        self.generic_visit(node)
         assert isinstance(node.func, ast.Name)
-        arguments = [ast.unparse(argument) for argument in node.args]
+        arguments = [ast.unparse(self.visit(argument)) for argument in node.args]
         return ast.parse(EMITTED[node.func.id].format(*(f"({text})" for text in arguments)), mode="eval").body

@@ -57,8 +57,10 @@ class Program:
             coefficients, advanced = self._host(step, *scalars, *(values[name] for name in self._arguments))
         except (ArithmeticError, ValueError) as error:
             raise self._refusal(step, values, str(error)) from error
-        if not all(math.isfinite(number) for number in (*coefficients, *advanced)):
-            raise self._refusal(step, values, "an infinity")
+        # A root of a negative number is complex.
+        numbers: tuple[Any, ...] = (*coefficients, *advanced)
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise self._refusal(step, values, "no finite number")
         return coefficients, advanced
 
     def _refusal(self, step: int, values: Mapping[str, Value], what: str) -> InvalidValue:
@@ -91,13 +93,15 @@ def specialise(definition: Definition, values: Mapping[str, Value], live: Iterab
 def _specialise(definition: Definition, static: tuple[tuple[str, Value], ...]) -> Program:
     check_body(definition.body, ["param", "grad", *definition.state, "step", *definition.arguments])
     statements = _Specialiser(dict(static)).run(definition.body)
-    result = statements[-1]
-    assert isinstance(result, ast.Return), f"{definition.name}: every path returns"
-    assert result.value is not None
+    # What is left is straight; names that only another branch sets are missing now.
+    check_body(statements, ["param", "grad", *definition.state, "step", *definition.arguments])
+    result = statements[-1] if statements else None
+    if not isinstance(result, ast.Return) or result.value is None:
+        raise TypeError(f"{definition.name}: a path without a return has no place in an optimizer")
     returned = result.value.elts if isinstance(result.value, ast.Tuple) else [result.value]
-    assert len(returned) == 1 + len(definition.state), (
-        f"{definition.name}: returns param, then its whole state in order"
-    )
+    if len(returned) != 1 + len(definition.state):
+        expected = ", ".join(["param", *definition.state])
+        raise TypeError(f"{definition.name}: returns {len(returned)} values, expected those of {expected}; return all")
 
     state = _used(definition.state, statements[:-1], returned)
     outputs = {"param": returned[0]} | {name: returned[1 + definition.state.index(name)] for name in state}
@@ -209,6 +213,9 @@ class _Split:
             self.assign(statement.targets[0].id, statement.value)
         self.outputs = {name: self.element(value) for name, value in outputs.items() if name not in definition.scalars}
         self.advanced = [self.scalar(value) for name, value in outputs.items() if name in definition.scalars]
+        for name in definition.scalars:
+            if name in self.element_names or (name in outputs and self.is_element(outputs[name])):
+                raise TypeError(f"{definition.name}: the scalar '{name}' is computed from elements; make it a slot")
         self.coefficients = list(self.hoisted.values())
 
     def assign(self, name: str, value: ast.expr) -> None:
@@ -216,7 +223,8 @@ class _Split:
             self.elements.append((name, self.element(value)))
             self.element_names.add(name)
             return
-        assert name not in self.element_names, f"{name} holds elements and cannot become a scalar"
+        if name in self.element_names:
+            raise TypeError(f"'{name}' holds elements and cannot become a scalar; use another name")
         fresh = f"_{name}_{len(self.host)}"
         self.host.append(ast.Assign([ast.Name(fresh, ast.Store())], self.scalar(value), lineno=0))
         self.renamed[name] = fresh
@@ -302,6 +310,6 @@ def _function(name: str, arguments: list[str], body: list[ast.stmt]) -> Callable
     assert isinstance(function, ast.FunctionDef)
     function.body = body
     namespace: dict[str, Any] = {"__builtins__": {}, **FUNCTIONS}
-    exec(compile(ast.fix_missing_locations(module), f"<{name}>", "exec"), namespace)  # noqa: S102  # a tree that `_Specialiser` has admitted node by node
+    exec(compile(ast.fix_missing_locations(module), f"<{name}>", "exec"), namespace)  # noqa: S102  # a tree that `check_body` has admitted
     compiled: Callable[..., Any] = namespace[name]
     return compiled

@@ -7,6 +7,7 @@ threading layer aborts when two Python threads call parallel kernels at once.)
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -163,7 +164,7 @@ class CpuDevice:
             return module
         path = self._kernel_directory / f"{key}.py"
         if not path.exists() or path.read_text() != source:
-            unfinished = path.with_suffix(f".{id(self):x}.tmp")
+            unfinished = path.with_suffix(f".{os.getpid()}-{id(self):x}.tmp")
             unfinished.write_text(source)
             unfinished.replace(path)
         spec = importlib.util.spec_from_file_location(f"stepwell_kernel_{key}", path)
