@@ -79,7 +79,8 @@ def _stepwell(
         steps["now"] += 1
         coefficients, _ = program.host(steps["now"], values, ())
         used = [slots[name] for name in program.slots]
-        kernel.launch(device, 0, len(param), param, target, grad, used, coefficients)
+        cast = [np.float32(number) for number in coefficients]
+        kernel.launch(device, 0, len(param), param, target, grad, used, cast)
 
     yield Contestant("stepwell", "Stepwell: the compiled kernel in place", lambda: launch(param))
     yield Contestant(
