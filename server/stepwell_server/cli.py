@@ -2,13 +2,18 @@
 
 import sys
 
+_DEMO_MODULES = frozenset({"matplotlib", "sklearn", "threadpoolctl"})
+
 
 def main() -> None:
     """Run the command line."""
     try:
         from stepwell_server.commands import app  # noqa: PLC0415  # what may be missing is caught
+
+        app()
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("stepwell"):
+        module = (error.name or "").partition(".")[0]
+        if module.startswith("stepwell"):
             raise
-        sys.exit(f"stepwell: module '{error.name}' is not installed; run: pip install 'stepwell[server]'")
-    app()
+        extra = "demo" if module in _DEMO_MODULES else "server"
+        sys.exit(f"stepwell: module '{module}' is not installed; run: pip install 'stepwell[{extra}]'")
