@@ -8,6 +8,7 @@ import numpy as np
 from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Vector
 
@@ -19,8 +20,14 @@ def select(layout: Layout, indices: Sequence[int]) -> list[Piece]:
     if not indices:
         return [(number, 0, group.packed_bytes) for number, group in enumerate(layout.groups) if group.packed_bytes]
     pieces: list[Piece] = []
+    before = -1
     for index in indices:
         layout.check_index(index)
+        if index <= before:
+            raise InvalidValue(
+                f"parameter index {index} follows {before}, expected ascending ones; sort them, each once"
+            )
+        before = index
         placed = layout.parameters[index]
         size = placed.spec.size_bytes
         if not size:
