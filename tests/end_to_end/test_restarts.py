@@ -179,12 +179,14 @@ def test_an_update_of_an_old_generation_is_never_applied(stored: Server, connect
     run = connect(stored).create_run("run", {"w": np.zeros(3)}, optimizer="sgd", hyperparameters={"lr": 1.0})
     run.push({"w": np.ones(3)})
     restart(stored)
+    assert run.push({"w": np.ones(3)}) == 2  # over a new stream; no snapshot will hold it
 
     def die(requests: object) -> None:
         run._worker.before_answer = None
         crash(stored)
 
     run._worker.before_answer = die
+    stored.process.suspend()  # so that it dies before it has read the update
     with pytest.raises(stepwell.RunRewound) as rewound:
         run.push({"w": np.full(3, 100.0)})
     assert rewound.value.version == 1

@@ -185,7 +185,8 @@ def test_a_second_device_compiles_nothing_again(tmp_path):
     launch = Launch("sgd", {}, "float32", elements=100)
     expected = launch.run(CpuDevice(1, tmp_path))
     before = files(tmp_path)
-    assert {path.suffix for path in before} == {".py", ".nbi", ".nbc"}
+    # Python may keep its own compiled form (.pyc) beside Numba's.
+    assert {path.suffix for path in before} - {".pyc"} == {".py", ".nbi", ".nbc"}
     assert_same_bits(launch.run(CpuDevice(1, tmp_path)), expected)
     # Numba writes its index (.nbi) again whenever it has compiled.
     assert files(tmp_path) == before
