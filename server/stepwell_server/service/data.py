@@ -43,10 +43,12 @@ class DataService(data_pb2_grpc.DataServiceServicer):
         parameters = await Exchange(self._runs).select(request.selection)
         limit = self._runs.limits.silence_seconds
         try:
-            header: data_pb2.ParametersHeader | None = parameters.header
-            async for ranges, _ in parameters.ranges():
-                await write(context, data_pb2.PullResponse(parameters=header, ranges=ranges), limit)
-                header = None
+            first = True
+            async for response, _ in parameters.messages(data_pb2.PullResponse):
+                if first:
+                    response.parameters.CopyFrom(parameters.header)
+                first = False
+                await write(context, response, limit)
         finally:
             parameters.close()
 
@@ -124,25 +126,29 @@ class _Stream:
 
     async def take(self, request: Any, last: bool = False) -> None:
         """Take a message's parts in order and answer them."""
-        parts: dict[str, Any] = {}
+        answer: data_pb2.Answer | None = None
         if request.HasField("stage"):
             await self.exchange.stage(request.stage)
             stored = self.exchange.stored
             if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
                 # The rest of a large update need not be sent again.
-                await self.write(self._made({"answer": encode_answer(stored)}, done=False))
+                await self.write(self._response(answer=encode_answer(stored)))
         if request.HasField("commit"):
-            parts["answer"] = encode_answer(await self.exchange.commit(request.commit))
+            answer = encode_answer(await self.exchange.commit(request.commit))
         if not request.HasField("selection"):
-            if parts or last:
-                await self.write(self._made(parts, done=last))
+            if answer is not None or last:
+                await self._write_last(self._response(answer=answer), last)
             return
         parameters = await self.exchange.select(request.selection)
         try:
-            parts["parameters"] = parameters.header
-            async for ranges, final in parameters.ranges():
-                await self.write(self._made(parts | {"ranges": ranges}, done=last and final))
-                parts = {}
+            header: data_pb2.ParametersHeader | None = parameters.header
+            async for response, final in parameters.messages(self._response):
+                if header is not None:
+                    response.parameters.CopyFrom(header)
+                    if answer is not None:
+                        response.answer.CopyFrom(answer)
+                header = None
+                await self._write_last(response, last and final)
         finally:
             parameters.close()
 
@@ -163,5 +169,7 @@ class _Stream:
                 except (*ENDED, LimitExceeded):
                     return  # whoever is at work on the exchange finds out, too
 
-    def _made(self, parts: dict[str, Any], done: bool) -> Any:
-        return self._response(**parts, done=True) if done else self._response(**parts)
+    async def _write_last(self, response: Any, done: bool) -> None:
+        if done:
+            response.done = True
+        await self.write(response)

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from stepwell.v1 import data_pb2, run_pb2
+from stepwell.v1 import data_pb2
 from stepwell_server.core.errors import MalformedRequest, RunReplaced
 from stepwell_server.core.run import Hold
 from stepwell_server.core.update import Staging
@@ -15,6 +15,8 @@ from stepwell_server.service import outgoing
 from stepwell_server.service.encode import decode_header, decode_identity
 from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine
 from stepwell_server.service.runs import Runs
+
+T = TypeVar("T")
 
 
 class Exchange:
@@ -127,19 +129,19 @@ class Parameters:
             data_bytes=sum(size for _, _, size in self._pieces),
         )
 
-    async def ranges(self) -> AsyncIterator[tuple[list[run_pb2.Range], bool]]:
-        """The ranges of each message, and whether it is the last; at least one message. The next is made meanwhile."""
+    async def messages(self, response: type[T]) -> AsyncIterator[tuple[T, bool]]:
+        """The messages with the ranges, and whether each is the last; at least one. The next is made meanwhile."""
         if self._hold is None:
-            yield [], True
+            yield response(), True
             return
         vectors = [group[""].vector for group in self._hold.groups]
         cut = list(outgoing.messages(self._pieces)) or [[]]
-        following = self._read(vectors, cut[0])
+        following = self._read(response, vectors, cut[0])
         for number in range(len(cut)):
             ready = await following
             last = number + 1 == len(cut)
             if not last:
-                following = self._read(vectors, cut[number + 1])
+                following = self._read(response, vectors, cut[number + 1])
             yield ready, last
 
     def close(self) -> None:
@@ -148,10 +150,14 @@ class Parameters:
             self._hold.release()
             self._hold = None
 
-    def _read(self, vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]) -> asyncio.Future[Any]:
-        def read() -> list[run_pb2.Range]:
-            device = self._machine.memory.device
-            return [outgoing.read(device, self._layout.groups, vectors, piece) for piece in message]
+    def _read(
+        self, response: type[Any], vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]
+    ) -> asyncio.Future[Any]:
+        def read() -> Any:
+            made = response()
+            for piece in message:
+                outgoing.read(self._machine.memory.device, self._layout.groups, vectors, piece, made.ranges.add())
+            return made
 
         if sum(size for _, _, size in message) <= INLINE_BYTES_MAX:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

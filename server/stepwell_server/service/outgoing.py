@@ -55,19 +55,24 @@ def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield message
 
 
-def read(device: CpuDevice, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece) -> run_pb2.Range:
-    """A range with the bytes of a piece."""
+def read(
+    device: CpuDevice, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece, into: run_pb2.Range
+) -> None:
+    """Fill a range with the bytes of a piece.
+
+    The range is one that lies in its message: protobuf copies a message that is put into another one.
+    """
     number, begin, size = piece
     group, vector = groups[number], vectors[number]
     place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
     if begin + size <= group.packed_offsets[place + 1]:
         start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
-        data = vector.view(np.uint8)[start : start + size].tobytes()
+        into.data = vector.view(np.uint8)[start : start + size].tobytes()
     else:
         packed = np.empty(size, np.uint8)
         device.gather(vector, packed, begin, group.packed_offsets, group.vector_offsets)
-        data = packed.tobytes()
-    return run_pb2.Range(group=number, packed_offset_bytes=begin, data=data)
+        into.data = packed.tobytes()
+    into.group, into.packed_offset_bytes = number, begin
 
 
 def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:

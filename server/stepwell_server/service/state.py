@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from stepwell.v1 import control_pb2 as pb
-from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.errors import InvalidRange, InvalidValue, MalformedRequest
 from stepwell_server.core.layout import LayoutGroup
@@ -42,13 +41,13 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
                     size = min(RANGE_BYTES, shape.packed_bytes - begin)
                     response = pb.GetStateResponse(header=header)
                     header = None
-                    part = run_pb2.Range()  # an array without elements is there, too
+                    # An array without elements is there, too.
+                    part = response.ranges.add(kind=kind, name=array).range
                     if size:
-                        part = await runs.machine.run_sized(
-                            size, outgoing.read, runs.machine.memory.device, [shape], [vector], (0, begin, size)
+                        await runs.machine.run_sized(
+                            size, outgoing.read, runs.machine.memory.device, [shape], [vector], (0, begin, size), part
                         )
                     part.group = number
-                    response.ranges.add(kind=kind, name=array, range=part)
                     await write(context, response, runs.limits.silence_seconds)
     finally:
         hold.release()
