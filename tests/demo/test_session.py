@@ -103,10 +103,10 @@ def test_trains_to_the_target_and_leaves_a_picture_and_no_process(start, tmp_pat
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, "Starting the server"),
-        (signal.SIGINT, "starting 2 workers"),
+        pytest.param(signal.SIGINT, "Starting the server", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "starting 2 workers", marks=pytest.mark.long),
         (signal.SIGINT, "version "),
-        (signal.SIGTERM, "version "),
+        pytest.param(signal.SIGTERM, "version ", marks=pytest.mark.long),
         (signal.SIGKILL, "version "),
     ],
 )
