@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
+from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.errors import UnknownRun
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.run import Commit, GroupArrays, Hold, Run
@@ -20,8 +21,10 @@ from stepwell_server.core.workers import Answer, Membership
 
 R = TypeVar("R")
 
-# Work on fewer bytes than this is done on the loop: handing it to a thread would take longer.
-INLINE_BYTES_MAX = 256 << 10
+# Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
+INLINE_BYTES_MAX = RANGE_BYTES
+# A commit touches several arrays per gradient, and stays on the loop only where that is quicker than a hand-over.
+_COMMIT_INLINE_BYTES_MAX = 256 << 10
 
 
 class Machine:
@@ -212,7 +215,10 @@ class HostedRun:
                     return planned
                 await self._make_copies(planned)
                 size = sum(gradient.nbytes for gradient in planned.gradients)
-                await self._machine.run_sized(size, planned.apply, self._machine.memory)
+                if size <= _COMMIT_INLINE_BYTES_MAX:
+                    planned.apply(self._machine.memory)
+                else:
+                    await self._machine.run(planned.apply, self._machine.memory)
                 return run.finish(planned)
         finally:
             self.discard(staging)
