@@ -1,4 +1,5 @@
-# Needs python3 (3.11 or newer) and make; `make check` also needs npm, for buf. The rest is set up here, from the locks.
+# Needs python3 (3.11 or newer) and make; `make check` also needs npm, for buf, and the tests need g++, which compiles GPU
+# kernels as C++. The rest is set up here, from the locks.
 
 PYTHON ?= python3
 # How many tests run at once: `logical` is one for each processor, 0 runs them in this process.
@@ -20,8 +21,16 @@ demo: .venv/.installed ## Train on real data through a live server, and draw wha
 	$(BIN)/stepwell demo $(DEMO)
 
 .PHONY: bench
-bench: .venv/.installed ## Print the benchmark tables; install torch (make test-torch) to compare with it, too
+bench: .venv/.installed ## Print the benchmark tables; install PyTorch (make test-references) to compare with it, too
 	$(BIN)/python tests/benchmarks/main.py $(BENCH)
+
+.PHONY: bench-gpu
+bench-gpu: .venv/.installed ## Print the GPU's table; install CuPy (the extra cuda12 or cuda13) into .venv before
+	$(BIN)/python tests/benchmarks/gpu.py $(BENCH)
+
+.PHONY: experiments
+experiments: .venv/.installed ## Measure what is claimed of the optimizers; write docs/experiments.md and its pictures
+	$(BIN)/stepwell experiments --output docs/experiments.md
 
 ##@ Test
 
@@ -29,13 +38,13 @@ bench: .venv/.installed ## Print the benchmark tables; install torch (make test-
 test: .venv/.installed ## Run the tests that take minutes in all
 	$(BIN)/pytest -n $(TEST_PROCESSES) $(TESTS)
 
-.PHONY: test-torch
-test-torch: .venv/.installed .venv/.torch ## Install PyTorch into the same environment and compare with it
-	$(BIN)/pytest -n $(TEST_PROCESSES) -m "torch and not long" $(TESTS)
+.PHONY: test-references
+test-references: .venv/.installed .venv/.references ## Install PyTorch, optax, Keras and others into the same environment and compare with them
+	$(BIN)/pytest -n $(TEST_PROCESSES) -m "references and not long" $(TESTS)
 
 .PHONY: test-long
 test-long: .venv/.installed ## Run the tests that need long, or gigabytes: one after another
-	$(BIN)/pytest -m "long and not torch" $(TESTS)
+	$(BIN)/pytest -m "long and not references" $(TESTS)
 
 .PHONY: check
 check: check-python check-generated check-proto check-containers ## Everything that is wrong without running it
@@ -82,8 +91,8 @@ lock: .venv/.installed ## Resolve the locks anew; versions stay unless LOCK=--up
 	$(UV_COMPILE) --group build --constraint requirements.lock --output-file requirements-build.lock
 	$(UV_COMPILE) pyproject.toml --extra server --constraint requirements.lock --output-file requirements-server.lock
 	$(UV_COMPILE) pyproject.toml --extra demo --constraint requirements.lock --output-file requirements-demo.lock
-	echo "torch==$(TORCH_VERSION)" | MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile - $(UV_OPTIONS) \
-	  --python-platform macos --constraint requirements.lock --output-file requirements-torch.lock
+	printf '%s\n' $(REFERENCES) | MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip compile - $(UV_OPTIONS) \
+	  --python-platform macos --constraint requirements.lock --output-file requirements-references.lock
 
 .PHONY: clean
 clean: ## Remove everything that make and the tools have made here
@@ -93,14 +102,15 @@ clean: ## Remove everything that make and the tools have made here
 .PHONY: help
 help: ## Show this
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	      /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	      /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # --- Environments: each stamp is newer than the files that it was made from ---
 
-# PyTorch's version, and why its lock is resolved as if for macOS: there its wheel has no CUDA packages below it, so
-# the lock holds what every build needs, and whichever build of this version pip finds brings its own. Hashes are left
-# out for the same reason: they would tie the lock to one build.
-TORCH_VERSION := 2.13.0
+# What the numerics are compared with, in the versions that they were written after. Their lock is resolved as if for
+# macOS: there PyTorch's wheel has no CUDA packages below it, so the lock holds what every build needs, and whichever
+# build of this version pip finds brings its own. Hashes are left out for the same reason: they would tie the lock to
+# one build.
+REFERENCES := torch==2.13.0 optax==0.2.8 keras==3.15.1 transformers==5.23.0 schedulefree==1.4.1 prodigyopt==1.1.2
 UV_OPTIONS = --quiet --python-version 3.11 --custom-compile-command "make lock" $(LOCK)
 UV_COMPILE = $(BIN)/uv pip compile $(UV_OPTIONS) --universal --fork-strategy fewest --generate-hashes
 
@@ -119,8 +129,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/.torch: .venv/.locked requirements-torch.lock
-	$(PIP_INSTALL) --requirement requirements-torch.lock
+.venv/.references: .venv/.locked requirements-references.lock
+	$(PIP_INSTALL) --requirement requirements-references.lock
 	@touch $@
 
 # Not `npm ci`: it wants buf's packages for every platform in the lock, and some registries hold only some of them.

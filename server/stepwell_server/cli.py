@@ -8,8 +8,11 @@ _DEMO_MODULES = frozenset({"matplotlib", "sklearn", "threadpoolctl"})
 def main() -> None:
     """Run the command line."""
     try:
-        from stepwell_server.commands import app  # noqa: PLC0415  # what may be missing is caught
+        # Here, so that what may be missing is caught.
+        from stepwell_server.commands import app  # noqa: PLC0415
+        from stepwell_server.experiments.commands import add_commands  # noqa: PLC0415
 
+        add_commands(app)
         app()
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]

@@ -13,6 +13,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stepwell_server import __version__
+from stepwell_server.core.devices.device import DeviceUnavailable
 from stepwell_server.core.errors import DomainError
 from stepwell_server.demo.options import DemoOptions, WorkerOptions
 from stepwell_server.service.limits import Limits
@@ -78,6 +79,7 @@ def serve(
             envvar="STEPWELL_KERNEL_CACHE", help="Where compiled kernels are kept; a private directory (0700)."
         ),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where state lives and kernels run: cpu, cuda or cuda:N.")] = "cpu",
     reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     log_format: Annotated[str, typer.Option(help="json or console; the default depends on the terminal.")] = "",
 ) -> None:
@@ -86,10 +88,12 @@ def serve(
     The first line on stdout is `listening on ADDRESS`, the next ones say how to join. Logs go to stderr.
     """
     # Heavy (gRPC's server, Numba): --help and healthcheck stay quick without.
+    from stepwell_server.plugins import load_plugins  # noqa: PLC0415
     from stepwell_server.service.server import ServerSettings  # noqa: PLC0415
     from stepwell_server.service.server import serve as serve_until_stopped  # noqa: PLC0415
 
     _configure_logs(log_format)
+    load_plugins()
     limits = Limits(memory_bytes=_bytes(max_memory), silence_seconds=silence_seconds, word_seconds=word_seconds)
     settings = ServerSettings(
         address=address,
@@ -101,10 +105,14 @@ def serve(
         drain_seconds=drain_seconds,
         threads=threads,
         kernel_cache=kernel_cache,
+        device=device,
         limits=limits,
     )
     try:
         asyncio.run(serve_until_stopped(settings, lambda listening: _announce(listening, insecure)))
+    except DeviceUnavailable as error:
+        typer.echo(f"stepwell: {error}", err=True)
+        raise typer.Exit(2) from None
     except DomainError as error:
         sys.exit(f"stepwell: {error}")
 

@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import kernel, memory, small_step, step
+from tests.benchmarks import kernel, kernels, memory, small_step, step
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Table, describe_machine, print_footer, print_table
 
 SECTIONS: dict[str, Callable[[Options], Table]] = {
     "step": step.benchmark,
     "kernel": kernel.benchmark,
+    "kernels": kernels.benchmark,
     "small": small_step.benchmark,
     "memory": memory.benchmark,
 }

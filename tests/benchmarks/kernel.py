@@ -6,8 +6,10 @@ import numba
 import numpy as np
 
 from stepwell_server.core.compiler.program import specialise
-from stepwell_server.core.devices.cpu import CpuDevice, Vector
+from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.memory import Vector
 from stepwell_server.core.optimizers import adam
+from stepwell_server.core.pieces import whole
 from tests.benchmarks.contest import Baseline, Contestant, compete
 from tests.benchmarks.options import Options, has_torch, random_vector
 from tests.benchmarks.report import Table
@@ -52,7 +54,10 @@ def _floor(device: CpuDevice, param: Vector, grad: Vector, exp_avg: Vector, exp_
     return Contestant(
         "floor",
         "the floor: a loop that reads 4 arrays and writes 3",
-        lambda: device.spread(0, len(param), lambda a, b: touch(a, b, param, grad, exp_avg, exp_avg_sq, nothing)),
+        lambda: device.spread(
+            whole(len(param)),
+            lambda part: touch(part.begins[0], part.ends[-1], param, grad, exp_avg, exp_avg_sq, nothing),
+        ),
     )
 
 
@@ -77,10 +82,8 @@ def _stepwell(
 
     def launch(target: Vector) -> None:
         steps["now"] += 1
-        coefficients, _ = program.host(steps["now"], values, ())
-        used = [slots[name] for name in program.slots]
-        cast = [np.float32(number) for number in coefficients]
-        kernel.launch(device, 0, len(param), param, target, grad, used, cast)
+        table = np.array([program.host(steps["now"], values, ())[0]], np.float32)
+        kernel.update(whole(len(param)), table, {"param": param, "grad": grad, **slots}, target)
 
     yield Contestant("stepwell", "Stepwell: the compiled kernel in place", lambda: launch(param))
     yield Contestant(

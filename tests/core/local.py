@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.devices.device import Device
 from stepwell_server.core.layout import ParameterSpec
 from stepwell_server.core.memory import Memory, Vector
 from stepwell_server.core.run import Run, RunLimits
@@ -29,7 +30,7 @@ class LocalRun:
         threads: int = 2,
         kernel_directory: Path | None = None,
         memory_bytes: int = 1 << 30,
-        device: CpuDevice | None = None,
+        device: Device | None = None,
         groups: tuple[GroupSpec, ...] = (),
         **spec: Any,
     ) -> None:
@@ -69,21 +70,32 @@ class LocalRun:
         hyperparameters: Mapping[str, Mapping[str, float]] | None = None,
         samples: float = 0.0,
         sequence: int | None = None,
+        inputs: Mapping[str, Arrays] | None = None,
+        **given: float,
     ) -> Staging:
+        """given: numbers that come with the update, such as `loss`; inputs: further arrays, by input and parameter."""
         layout = self.run.layout
         names = [placed.spec.name for placed in layout.parameters]
         absent = tuple(index for index, name in enumerate(names) if name in gradients and gradients[name] is None)
-        header = UpdateHeader(self.identity(sequence or self.sequence + 1), absent, samples, hyperparameters or {})
-        sizes = Staging.sizes(layout)
+        header = UpdateHeader(
+            self.identity(sequence or self.sequence + 1),
+            absent,
+            samples,
+            hyperparameters or {},
+            tuple(inputs or {}),
+            given,
+        )
+        sizes = self.run.staging_sizes(header)
         staging = self.run.stage(
             header, dict(zip(sizes, self.memory.allocate(list(sizes.values()), "test"), strict=True))
         )
-        for name, gradient in gradients.items():
-            placed = layout.parameters[layout.indices[name]]
-            data = b"" if gradient is None else np.ascontiguousarray(gradient).tobytes()
-            if data:
-                staging.admit(placed.group, placed.packed_offset, len(data))
-                staging.place(self.memory.device, placed.group, placed.packed_offset, data)
+        for number, arrays in enumerate([gradients, *(inputs or {}).values()]):
+            for name, array in arrays.items():
+                placed = layout.parameters[layout.indices[name]]
+                data = b"" if array is None else np.ascontiguousarray(array).tobytes()
+                if array is not None and data:
+                    staging.admit(placed.group, placed.packed_offset, len(data), number, array.dtype)
+                    staging.place(self.memory.device, placed.group, placed.packed_offset, data, number, array.dtype)
         return staging
 
     def commit(self, staging: Staging) -> Answer:
@@ -92,17 +104,16 @@ class LocalRun:
             if isinstance(planned, Answer):
                 return planned
             for group, name in planned.copies_needed():
-                size = (group.group.layout.elements, group.group.layout.dtype)
-                (group.copies[name],) = self.memory.allocate([size], "test")
-            planned.apply(self.memory)
+                (group.copies[name],) = self.memory.allocate([group.group.size(name)], "test")
+            planned.ready_and_apply(self.memory)
             return self.run.finish(planned)
         finally:
-            self.memory.free([transfer.vector for transfer in staging.transfers.values()])
+            self.memory.free(staging.vectors)
 
     def step(self, gradients: Mapping[str, NDArray[Any] | None], **more: Any) -> dict[str, NDArray[Any]]:
         self.commit(self.stage(gradients, **more))
         self.sequence += 1
-        return self.parameters()
+        return self.point("parameters")
 
     def parameters(self) -> dict[str, NDArray[Any]]:
         return self.arrays("")
@@ -116,16 +127,39 @@ class LocalRun:
             for index in group.layout.indices:
                 spec = self.run.layout.parameters[index].spec
                 begin, count = _elements(self.run, number, index)
-                found[spec.name] = group.vectors[slot].vector[begin : begin + count].reshape(spec.shape).copy()
+                found[spec.name] = self._read(group.vectors[slot].vector, begin, count).reshape(spec.shape)
         return found
+
+    def point(self, of: str) -> dict[str, NDArray[Any]]:
+        """The values of a point, by parameter name."""
+        found = self.parameters()
+        for number, computed in enumerate(self.run.point_launches(of)):
+            if computed is None:
+                continue
+            launch, arrays = computed
+            layout = self.run.groups[number].layout
+            out = self.memory.device.allocate(layout.state.elements, layout.state.dtype)
+            launch.run(arrays, out)
+            whole = self._read(out, 0, len(out))
+            for place, index in enumerate(layout.indices):
+                found[self.run.layout.parameters[index].spec.name] = layout.state.view(whole, place).copy()
+        return found
+
+    def _read(self, vector: Vector, begin: int, count: int) -> NDArray[Any]:
+        """A copy of some elements."""
+        size = vector.dtype.itemsize
+        content = self.memory.device.read(vector, begin * size, (begin + count) * size)
+        return np.frombuffer(content, vector.dtype).copy()
 
 
 def place(run: Run, number: int, index: int, vector: Vector, value: NDArray[Any]) -> None:
     """Write a parameter's values to its place in a group's vector."""
     begin, count = _elements(run, number, index)
-    vector[begin : begin + count] = value.ravel()
+    assert value.size == count
+    run.memory.device.write(vector, begin, value.ravel())
 
 
 def _elements(run: Run, number: int, index: int) -> tuple[int, int]:
-    placed = run.layout.parameters[index]
-    return placed.vector_offset // run.layout.groups[number].dtype.itemsize, placed.spec.elements
+    layout = run.layout.groups[number].state
+    place = layout.indices.index(index)
+    return int(layout.begins[place]), int(layout.sizes[place])

@@ -328,11 +328,11 @@ def test_a_reader_that_lets_go_during_a_commit_leaves_nothing_behind(device):
     planned = local.run.prepare(staged)
     assert isinstance(planned, Commit)
     for group, name in planned.copies_needed():
-        (group.copies[name],) = local.memory.allocate([(group.group.layout.elements, group.group.layout.dtype)], "test")
+        (group.copies[name],) = local.memory.allocate([group.group.size(name)], "test")
     hold.release()
-    planned.apply(local.memory)
+    planned.ready_and_apply(local.memory)
     local.run.finish(planned)
-    local.memory.free([transfer.vector for transfer in staged.transfers.values()])
+    local.memory.free(staged.vectors)
     free.step(draw(2))
     assert everything(local)[0] == everything(free)[0]
     assert in_use(local) == initial
@@ -740,7 +740,7 @@ def test_scalars_that_come_back_in_another_order_are_the_same(device, registry):
 def test_a_coefficient_beyond_float32_is_refused(device):
     local = LocalRun({"w": np.ones(3, "f4")}, device=device, hyperparameters={"lr": 1e39})
     with pytest.raises(InvalidValue):
-        local.run.prepare(local.stage({"w": np.ones(3, "f4")}))
+        local.commit(local.stage({"w": np.ones(3, "f4")}))
 
 
 # Bugs.

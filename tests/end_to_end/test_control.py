@@ -532,10 +532,10 @@ def test_every_optimizer_of_the_catalogue_runs(client: stepwell.Client, name: st
         for flavor in optimizer.flavors:
             given = {argument.name: 0.1 for argument in flavor.arguments if argument.required}
             made = f"{name}-{optimizer.name}-{flavor.name}"
-            run = client.create_run(
-                made, {"w": np.ones(3, np.float32)}, optimizer=optimizer.name, flavor=flavor.name, hyperparameters=given
-            )
-            run.step({"w": np.ones(3, np.float32)})
+            start = {"w": np.ones((3, 2), np.float32)}
+            run = client.create_run(made, start, optimizer=optimizer.name, flavor=flavor.name, hyperparameters=given)
+            inputs = {name: start for name in optimizer.inputs if name in optimizer.required}
+            run.step(start, loss=1.0, inputs=inputs)
             assert set(run.slots()["w"]) == set(flavor.slots)
             assert run.refresh().groups[0].scalars == flavor.scalars
             client.delete_run(made)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.references.implementation import step_through
-from tests.textbook.cases import CASES, Case, Grads, Hyper, Params, Run, draw_run, run_textbook
+from tests.references.comparison import (
+    Float,
+    draw,
+    every_dtype,
+    every_run,
+    expect_same_run,
+    follow_implementation,
+    follow_textbook,
+    remembered,
+)
+from tests.textbook.cases import CASES, Case, Grads, Hyper, Params, Run
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+torch.set_num_threads(1)  # tensors of a few elements; tests run side by side
+pytestmark = pytest.mark.references
 
-STEPS = 100
-SEEDS = range(3)
 TORCH_CASES = [case for case in CASES if case.flavor == "torch" and case.in_framework]
+# What is missing is zero for L-BFGS, whose vector is that of all parameters.
+COUNTED_APART = [case for case in TORCH_CASES if case.name != "lbfgs"]
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
@@ -27,39 +38,41 @@ OPTIMIZERS = {
     "adamax": torch.optim.Adamax,
     "adamw": torch.optim.AdamW,
     "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+    "sparse_adam": torch.optim.SparseAdam,
+    "adafactor": torch.optim.Adafactor,
+    "muon": torch.optim.Muon,
+    "lbfgs": torch.optim.LBFGS,
 }
-
-every_case = pytest.mark.parametrize("case", TORCH_CASES, ids=lambda case: case.id)
-every_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-every_seed = pytest.mark.parametrize("seed", SEEDS)
+# These have no other than the loop over single tensors.
+SINGLE_ONLY = ("sparse_adam", "muon", "lbfgs")
 
 
-@every_seed
 @every_dtype
-@every_case
-def test_implementation_follows_torch(case: Case, dtype: type[np.floating], seed: int) -> None:
-    run = draw_run(case, seed, dtype, STEPS)
-    actual = step_through(case.name, case.flavor, run.hyper, run.params, run.grads, run.lrs)
-    expect_close(actual, step_torch(case, run, dtype), case, run, dtype, seed)
+@every_run(TORCH_CASES)
+def test_implementation_follows_torch(case: Case, dtype: Float, seed: int) -> None:
+    run = draw(case, seed, dtype)
+    expected = follow_torch(case, seed, dtype)
+    expect_same_run(follow_implementation(case, run), expected, case, run, case.tolerance(dtype), f"seed {seed}")
 
 
-@every_seed
 @every_dtype
-@every_case
-def test_textbook_follows_torch(case: Case, dtype: type[np.floating], seed: int) -> None:
-    run = draw_run(case, seed, dtype, STEPS)
-    actual = run_textbook(case, run.hyper, run.params, run.grads, run.lrs)
-    expect_close(actual, step_torch(case, run, dtype), case, run, dtype, seed)
+@every_run(TORCH_CASES)
+def test_textbook_follows_torch(case: Case, dtype: Float, seed: int) -> None:
+    run = draw(case, seed, dtype)
+    expected = follow_torch(case, seed, dtype)
+    expect_same_run(follow_textbook(case, run), expected, case, run, case.tolerance(dtype), f"seed {seed}")
 
 
-@every_seed
 @every_dtype
-@every_case
-def test_missing_gradient_keeps_value_and_step(case: Case, dtype: type[np.floating], seed: int) -> None:
+@every_run(COUNTED_APART)
+def test_missing_gradient_keeps_value_and_step(case: Case, dtype: Float, seed: int) -> None:
     """torch counts steps for each parameter: without a gradient neither the value nor the count moves."""
-    run = draw_run(case, seed, dtype, STEPS)
-    run = Run(run.hyper, run.params, without_some(run.grads, seed), run.lrs)
-    actual = step_through(case.name, case.flavor, run.hyper, run.params, run.grads, run.lrs)
+    run = draw(case, seed, dtype)
+    run = replace(run, grads=without_some(run.grads, seed))
+    actual = follow_implementation(case, run)
     before = run.params
     for step, (grads, after) in enumerate(zip(run.grads, actual, strict=True)):
         for name, grad in grads.items():
@@ -67,38 +80,69 @@ def test_missing_gradient_keeps_value_and_step(case: Case, dtype: type[np.floati
                 message = f"{case.id} seed {seed}: {name!r} moved without a gradient at step {step}"
                 np.testing.assert_array_equal(after[name], before[name], err_msg=message)
         before = after
-    expect_close(actual, step_torch(case, run, dtype), case, run, dtype, seed)
+    expect_same_run(actual, step_torch(case, run, dtype), case, run, case.tolerance(dtype), f"seed {seed}")
+
+
+@every_dtype
+@every_run(TORCH_CASES)
+def test_textbook_leaves_out_what_is_missing(case: Case, dtype: Float, seed: int) -> None:
+    run = draw(case, seed, dtype)
+    run = replace(run, grads=without_some(run.grads, seed))
+    actual = follow_textbook(case, run)
+    expect_same_run(actual, step_torch(case, run, dtype), case, run, case.tolerance(dtype), f"seed {seed}")
 
 
 def without_some(grads: Sequence[Grads], seed: int) -> list[Grads]:
-    """The same gradients with a third left out, differently for each parameter, and the vector's first always."""
+    """The same gradients with a third left out, differently for each parameter, and one parameter's first always."""
     rng = np.random.default_rng([seed, 1])
     kept = [{name: None if rng.random() < 1 / 3 else grad for name, grad in row.items()} for row in grads]
-    return [{**kept[0], "vector": None}, *kept[1:]]
+    last = list(grads[0])[-1]
+    return [{**kept[0], last: None}, *kept[1:]]
 
 
-def step_torch(case: Case, run: Run, dtype: type[np.floating]) -> list[Params]:
+@remembered
+def follow_torch(case: Case, seed: int, dtype: Float) -> list[Params]:
+    return step_torch(case, draw(case, seed, dtype), dtype)
+
+
+def step_torch(case: Case, run: Run, dtype: Float) -> list[Params]:
     """The same run by torch.optim's single-tensor loop."""
-    # nadam's mu_product and the step counts are made in torch's default dtype, not in the parameter's.
+    # nadam's mu_product, asgd's rates and the step counts are made in torch's default dtype, not in the parameter's.
     with default_dtype(torch.float64 if dtype == np.float64 else torch.float32):
         params = {name: torch.tensor(value, requires_grad=True) for name, value in run.params.items()}
-        optimizer = OPTIMIZERS[case.name](params.values(), foreach=False, **torch_arguments(run.hyper))
+        arguments = torch_arguments(run.hyper) | ({} if case.name in SINGLE_ONLY else {"foreach": False})
+        optimizer = OPTIMIZERS[case.name](params.values(), **arguments)
         trajectory = []
         for grads, lr in zip(run.grads, run.lrs, strict=True):
+            # rprop reads its first learning rate when the first gradient comes, so it has to be there from the start.
             optimizer.param_groups[0]["lr"] = lr
             for name, param in params.items():
                 grad = grads[name]
                 param.grad = None if grad is None else torch.tensor(grad)
-            optimizer.step()
+                if case.name == "sparse_adam" and param.grad is not None:
+                    param.grad = with_every_row(param.grad)
+            # Only L-BFGS takes, and wants, something that gives the loss; without a line search it does not use it.
+            optimizer.step(*([lambda: 0.0] if case.name == "lbfgs" else []))
             trajectory.append({name: param.detach().numpy().copy() for name, param in params.items()})
     return trajectory
 
 
+def with_every_row(grad: Any) -> Any:
+    """A sparse gradient that has all rows, also those of zeros."""
+    indices = torch.arange(grad.shape[0])[None]
+    return torch.sparse_coo_tensor(indices, grad, grad.shape, check_invariants=True)
+
+
 def torch_arguments(hyper: Hyper) -> Hyper:
-    """torch's names for the wire's: only the betas differ."""
+    """torch's names for the wire's."""
     arguments = dict(hyper)
     if "beta1" in arguments:
         arguments["betas"] = (arguments.pop("beta1"), arguments.pop("beta2"))
+    if "etaminus" in arguments:
+        arguments["etas"] = (arguments.pop("etaminus"), arguments.pop("etaplus"))
+        arguments["step_sizes"] = (arguments.pop("step_size_min"), arguments.pop("step_size_max"))
+    if "eps2" in arguments:
+        arguments["eps"] = (arguments.pop("eps1"), arguments.pop("eps2"))
     return arguments
 
 
@@ -110,22 +154,3 @@ def default_dtype(dtype: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def expect_close(
-    actual: Sequence[Params],
-    expected: Sequence[Params],
-    case: Case,
-    run: Run,
-    dtype: type[np.floating],
-    seed: int,
-) -> None:
-    """Every element of every parameter after every step is within the case's tolerance."""
-    assert len(actual) == len(expected)
-    rtol, atol = case.tolerance(dtype)
-    for step, (got, wanted) in enumerate(zip(actual, expected, strict=True)):
-        assert got.keys() == wanted.keys()
-        for name, value in got.items():
-            assert value.dtype == dtype
-            message = f"{case.id} seed {seed}, step {step}, parameter {name!r}, hyperparameters {run.hyper}"
-            np.testing.assert_allclose(value, wanted[name], rtol=rtol, atol=atol, err_msg=message)

@@ -20,8 +20,10 @@ from stepwell._descriptions import Argument as Argument
 from stepwell._descriptions import Checkpoint as Checkpoint
 from stepwell._descriptions import FlavorDescription as FlavorDescription
 from stepwell._descriptions import GroupDescription as GroupDescription
+from stepwell._descriptions import Norms as Norms
 from stepwell._descriptions import OptimizerDescription as OptimizerDescription
 from stepwell._descriptions import Outcome as Outcome
+from stepwell._descriptions import PartDescription as PartDescription
 from stepwell._descriptions import RunDescription as RunDescription
 from stepwell._descriptions import ScheduleDescription as ScheduleDescription
 from stepwell._descriptions import ServerDescription as ServerDescription
@@ -36,6 +38,7 @@ from stepwell.errors import ContractMismatch as ContractMismatch
 from stepwell.errors import EtagMismatch as EtagMismatch
 from stepwell.errors import GradientRequired as GradientRequired
 from stepwell.errors import IncompleteUpdate as IncompleteUpdate
+from stepwell.errors import InputRequired as InputRequired
 from stepwell.errors import Internal as Internal
 from stepwell.errors import InvalidGradient as InvalidGradient
 from stepwell.errors import InvalidName as InvalidName
@@ -64,9 +67,12 @@ from stepwell.errors import UnknownFlavor as UnknownFlavor
 from stepwell.errors import UnknownGroup as UnknownGroup
 from stepwell.errors import UnknownOptimizer as UnknownOptimizer
 from stepwell.errors import UnknownParameter as UnknownParameter
+from stepwell.errors import UnknownPoint as UnknownPoint
 from stepwell.errors import UnknownRun as UnknownRun
 from stepwell.errors import UnknownSchedule as UnknownSchedule
+from stepwell.errors import UnknownTransform as UnknownTransform
 from stepwell.errors import UnknownWorker as UnknownWorker
+from stepwell.errors import UnknownWrapper as UnknownWrapper
 from stepwell.errors import VersionMismatch as VersionMismatch
 from stepwell.errors import WorkerFenced as WorkerFenced
 
@@ -84,6 +90,7 @@ __all__ = [
     "GradientRequired",
     "GroupDescription",
     "IncompleteUpdate",
+    "InputRequired",
     "Internal",
     "InvalidGradient",
     "InvalidName",
@@ -94,8 +101,10 @@ __all__ = [
     "MalformedRequest",
     "MemoryExhausted",
     "NonfiniteGradient",
+    "Norms",
     "OptimizerDescription",
     "Outcome",
+    "PartDescription",
     "Run",
     "RunDescription",
     "RunDiffers",
@@ -119,9 +128,12 @@ __all__ = [
     "UnknownGroup",
     "UnknownOptimizer",
     "UnknownParameter",
+    "UnknownPoint",
     "UnknownRun",
     "UnknownSchedule",
+    "UnknownTransform",
     "UnknownWorker",
+    "UnknownWrapper",
     "VersionMismatch",
     "WorkerDescription",
     "WorkerFenced",

@@ -13,10 +13,12 @@ from stepwell._allocator import tune_allocator
 from stepwell._calls import Patience, Settings, again, ask, end
 from stepwell._descriptions import (
     OptimizerDescription,
+    PartDescription,
     RunDescription,
     ScheduleDescription,
     ServerDescription,
     describe_optimizer,
+    describe_part,
     describe_run,
     describe_schedule,
     describe_server,
@@ -28,6 +30,7 @@ from stepwell._methods import (
     GET_RUN,
     GET_SERVER,
     LIST_OPTIMIZERS,
+    LIST_PARTS,
     LIST_RUNS,
     LIST_SCHEDULES,
     PREVIEW_SCHEDULE,
@@ -71,17 +74,22 @@ class ClientOperations(Driven, Generic[RunT]):
         name: str,
         parameters: Parameters,
         *,
-        optimizer: str,
+        optimizer: str = "",
         flavor: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
         schedules: Schedules | None = None,
         groups: Iterable[Mapping[str, Any]] = (),
         nonfinite: Literal["reject", "skip", "allow"] = "reject",
         samples_per_epoch: float | None = None,
+        definition: str | None = None,
+        transforms: Iterable[Mapping[str, Any]] = (),
+        wrappers: Iterable[Mapping[str, Any]] = (),
+        report_norms: bool = False,
     ) -> Steps[RunT]:
         """Create a run, or find it where it exists with the same spec, and join it as a worker.
 
-        parameters: float32 and float64 arrays by name; the first creator's values win. `run.created` tells. (Where the
+        parameters: arrays of floats of 16, 32 or 64 bits by name; beside 16-bit ones (float16, bfloat16) the server
+        keeps float32 copies, and slots in float32. The first creator's values win. `run.created` tells. (Where the
         connection broke after the creation and before the word of it came, it says False.)
         optimizer, flavor, hyperparameters, schedules: by the catalogue's names, see list_optimizers and
         list_schedules. `betas=[b1, b2]` is taken for beta1 and beta2. None switches off what a hyperparameter controls.
@@ -89,6 +97,11 @@ class ClientOperations(Driven, Generic[RunT]):
         "optimizer", "flavor", "hyperparameters", "schedules", "frozen".
         nonfinite: what happens to gradients with a NaN or an infinity: an error, counted and skipped, or applied.
         samples_per_epoch: for schedules on the clock of epochs.
+        definition: an optimizer of your own, as the text of a function; parsed and compiled, never evaluated. Then
+        `optimizer` is left out, or the function's name.
+        transforms: what happens to the combined gradient, in order: [{"name": "clip_by_global_norm", "max_norm": 1.0}];
+        see list_transforms. wrappers: what runs around the optimizer: [{"name": "ema", "decay": 0.999}]; see
+        list_wrappers. report_norms: whether `run.last_answer` tells the norms of gradients and parameters.
 
         Raises RunDiffers if a run of this name exists with another spec; Unknown... and Invalid... for what the server
         does not know or take; MemoryExhausted.
@@ -103,6 +116,10 @@ class ClientOperations(Driven, Generic[RunT]):
             groups=groups,
             nonfinite=nonfinite,
             samples_per_epoch=samples_per_epoch,
+            definition=definition,
+            transforms=transforms,
+            wrappers=wrappers,
+            report_norms=report_norms,
         )
         response = yield from self._create(name, spec, arrays)
         created = response.creation == control_pb2.CREATION_CREATED
@@ -157,6 +174,18 @@ class ClientOperations(Driven, Generic[RunT]):
         request = control_pb2.ListSchedulesRequest()
         response = yield from ask(self._settings, LIST_SCHEDULES, request, "list_schedules")
         return [describe_schedule(schedule) for schedule in response.schedules]
+
+    @operation
+    def list_transforms(self) -> Steps[list[PartDescription]]:
+        """Every gradient transform with its arguments."""
+        response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_transforms")
+        return [describe_part(part) for part in response.transforms]
+
+    @operation
+    def list_wrappers(self) -> Steps[list[PartDescription]]:
+        """Every wrapper with its arguments and the points that it offers."""
+        response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_wrappers")
+        return [describe_part(part) for part in response.wrappers]
 
     @operation
     def preview_schedule(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
-from stepwell.wire import Value, decode_dtype, decode_nonfinite, decode_schedule, decode_value
+from stepwell.wire import Value, decode_dtype, decode_nonfinite, decode_part, decode_schedule, decode_value
 
 
 class Outcome(StrEnum):
@@ -29,6 +29,21 @@ class Answer:
     outcome: Outcome
     committed_version: int
     """The version that holds the update; for one that was not applied, the version that it found."""
+    loss_scale: float | None = None
+    """What to multiply the next loss by, where the run has the transform `unscale`."""
+    gradient_norms: "Norms | None" = None
+    """Of the combined gradient, unscaled, before other transforms; where the run was created with report_norms."""
+    parameter_norms: "Norms | None" = None
+    """Of the parameters after the commit; likewise."""
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The norms of all trained parameters, or of their gradients, as one vector: p = 1, 2 and infinity."""
+
+    l1: float
+    l2: float
+    maximum: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,11 @@ class RunDescription:
     state_bytes: int
     skipped_count: int
     duplicates_count: int
+    loss_scale: float | None
+    points: tuple[str, ...]
+    metrics: Mapping[str, float]
+    transforms: tuple[Mapping[str, Any], ...]
+    wrappers: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,7 @@ class Argument:
     minimum_open: bool
     maximum_open: bool
     choices: tuple[str, ...]
+    infinite: bool
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,24 @@ class OptimizerDescription:
     reference: str
     matches: str
     flavors: tuple[FlavorDescription, ...]
+    inputs: tuple[str, ...]
+    """What an update may carry for it beside gradients, as `inputs`."""
+    required: tuple[str, ...]
+    """Without which of them, and of numbers such as the loss, an update is refused."""
+    points: tuple[str, ...]
+    """What can be pulled beside the parameters."""
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """A gradient transform or a wrapper. points: what it makes available to pull."""
+
+    name: str
+    summary: str
+    reference: str
+    matches: str
+    arguments: tuple[Argument, ...]
+    points: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -199,6 +238,32 @@ def describe_run(run: run_pb2.Run) -> RunDescription:
         state_bytes=run.state_bytes,
         skipped_count=run.skipped_count,
         duplicates_count=run.duplicates_count,
+        loss_scale=run.loss_scale if run.HasField("loss_scale") else None,
+        points=tuple(run.points),
+        metrics=dict(run.metrics),
+        transforms=tuple(decode_part(part) for part in run.spec.transforms),
+        wrappers=tuple(decode_part(part) for part in run.spec.wrappers),
+    )
+
+
+def describe_answer(outcome: Outcome, answer: data_pb2.Answer) -> Answer:
+    return Answer(
+        outcome=outcome,
+        committed_version=answer.committed_version,
+        loss_scale=answer.loss_scale if answer.HasField("loss_scale") else None,
+        gradient_norms=_norms(answer.gradient_norms) if answer.HasField("gradient_norms") else None,
+        parameter_norms=_norms(answer.parameter_norms) if answer.HasField("parameter_norms") else None,
+    )
+
+
+def describe_part(part: control_pb2.PartDescription) -> PartDescription:
+    return PartDescription(
+        name=part.name,
+        summary=part.summary,
+        reference=part.reference,
+        matches=part.matches,
+        arguments=_arguments(part.arguments),
+        points=tuple(part.points),
     )
 
 
@@ -222,6 +287,9 @@ def describe_optimizer(optimizer: control_pb2.Optimizer) -> OptimizerDescription
             )
             for flavor in optimizer.flavors
         ),
+        inputs=tuple(optimizer.inputs),
+        required=tuple(optimizer.required),
+        points=tuple(optimizer.points),
     )
 
 
@@ -236,6 +304,10 @@ def describe_schedule(schedule: control_pb2.ScheduleDescription) -> ScheduleDesc
         children_min=schedule.children_min,
         children_max=schedule.children_max,
     )
+
+
+def _norms(norms: data_pb2.Norms) -> Norms:
+    return Norms(norms.l1, norms.l2, norms.maximum)
 
 
 def _group(group: run_pb2.GroupState) -> GroupDescription:
@@ -264,6 +336,7 @@ def _arguments(arguments: Iterable[values_pb2.Argument]) -> tuple[Argument, ...]
             minimum_open=argument.minimum_open,
             maximum_open=argument.maximum_open,
             choices=tuple(argument.choices),
+            infinite=argument.infinite,
         )
         for argument in arguments
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import grpc
 
 from stepwell import errors
-from stepwell._descriptions import OUTCOMES, Answer
+from stepwell._descriptions import OUTCOMES, Answer, describe_answer
 from stepwell._packing import Gradients, Piece
 from stepwell._receiving import Received
 from stepwell._requests import Lost
@@ -86,7 +86,7 @@ class Exchange:
             outcome = OUTCOMES.get(response.answer.outcome)
             if outcome is None:
                 raise errors.Internal(f"got outcome {response.answer.outcome}, expected a known one; upgrade stepwell")
-            self.answer = Answer(outcome, response.answer.committed_version)
+            self.answer = describe_answer(outcome, response.answer)
         if response.HasField("parameters"):
             self.version, self.unchanged = response.parameters.version, response.parameters.unchanged
             if self._received is not None and not self.unchanged:

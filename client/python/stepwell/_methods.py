@@ -35,6 +35,8 @@ UPDATE_RUN = control("UpdateRun", control_pb2.UpdateRunRequest, control_pb2.Upda
 DELETE_RUN = control("DeleteRun", control_pb2.DeleteRunRequest, control_pb2.DeleteRunResponse)
 LIST_OPTIMIZERS = control("ListOptimizers", control_pb2.ListOptimizersRequest, control_pb2.ListOptimizersResponse)
 LIST_SCHEDULES = control("ListSchedules", control_pb2.ListSchedulesRequest, control_pb2.ListSchedulesResponse)
+LIST_PARTS = control("ListParts", control_pb2.ListPartsRequest, control_pb2.ListPartsResponse)
+REPORT = control("Report", control_pb2.ReportRequest, control_pb2.ReportResponse)
 PREVIEW_SCHEDULE = control("PreviewSchedule", control_pb2.PreviewScheduleRequest, control_pb2.PreviewScheduleResponse)
 GET_STATE = control("GetState", control_pb2.GetStateRequest, control_pb2.GetStateResponse, unary=False)
 SET_STATE = control("SetState", control_pb2.SetStateRequest, control_pb2.SetStateResponse, unary=False)

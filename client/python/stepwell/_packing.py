@@ -1,17 +1,28 @@
 """Gradients and parameters into ranges: what goes out."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from stepwell._layout import Layout, Parameter, listed
 from stepwell.errors import InvalidGradient
-from stepwell.wire import RANGE_BYTES
+from stepwell.v1 import run_pb2
+from stepwell.wire import RANGE_BYTES, encode_dtype
 
 RANGE_OVERHEAD_BYTES: Final = 24
 """What a range takes in a message beside its data, at most; counted from a message's second range on, so that thousands
 of tiny ranges stay bounded and one large array is cut at whole RANGE_BYTES."""
+
+
+WIDENED: Final[Mapping[str, tuple[str, ...]]] = {
+    "float64": ("float32", "float16", "bfloat16"),
+    "float32": ("float16", "bfloat16"),
+    "float16": ("float32", "bfloat16"),
+    "bfloat16": ("float32", "float16"),
+}
+"""Gradients of which other types a parameter takes: those that its state holds exactly. 16-bit parameters have 32."""
 
 
 class Piece(NamedTuple):
@@ -20,19 +31,38 @@ class Piece(NamedTuple):
     group: int
     packed_offset_bytes: int
     data: bytes
+    input: int = 0
+    dtype: run_pb2.DType = run_pb2.D_TYPE_UNSPECIFIED
+
+
+class Part(NamedTuple):
+    """An array on its way out: it belongs at an offset of a group. offset_bytes: counted in the group's own type."""
+
+    group: int
+    offset_bytes: int
+    array: np.ndarray[Any, Any]
+    item_bytes: int = 0
+    """The size of the group's elements, where the array has another type."""
 
 
 class Gradients:
-    """The checked gradients of one update.
+    """The checked gradients of one update, and its further inputs.
 
     arrays: C-contiguous and little-endian, by index of the parameter; without_gradient: the indices of the others.
+    inputs: the same for each further input, by its name.
     """
 
-    def __init__(self, layout: Layout, grads: Mapping[str, Any], what: str) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        grads: Mapping[str, Any],
+        what: str,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self._layout = layout
+        self.inputs = {name: _check_input(layout, arrays, f"{what}: {name}") for name, arrays in (inputs or {}).items()}
         self.without_gradient: list[int] = []
         self.arrays: dict[int, np.ndarray[Any, Any]] = {}
-        self.data_bytes = 0
         _check_names(layout, grads, what)
         for parameter in layout.parameters:
             if parameter.frozen:
@@ -42,21 +72,34 @@ class Gradients:
                 self.without_gradient.append(parameter.index)
             else:
                 self.arrays[parameter.index] = _check_array(parameter, gradient, what)
-                self.data_bytes += parameter.size_bytes
+        self.data_bytes = sum(
+            array.nbytes for arrays in (self.arrays, *self.inputs.values()) for array in arrays.values()
+        )
 
     def messages(self) -> Iterator[list[Piece]]:
         """The ranges, grouped into messages of at most RANGE_BYTES; at least one message, perhaps empty."""
-        pieces = (
-            (group, parameter.offset_bytes, self.arrays[parameter.index])
-            for group, members in enumerate(self._layout.by_group)
-            for parameter in members
-            if parameter.index in self.arrays
+        first = pack(self._parts(self.arrays))
+        if not self.inputs:
+            return first
+        rest = (
+            [piece._replace(input=number) for piece in message]
+            for number, arrays in enumerate(self.inputs.values(), start=1)
+            for message in pack(self._parts(arrays))
         )
-        return pack(pieces)
+        return chain(first, rest)
+
+    def _parts(self, arrays: Mapping[int, np.ndarray[Any, Any]]) -> Iterator[Part]:
+        for group, members in enumerate(self._layout.by_group):
+            item_bytes = self._layout.groups[group].dtype.itemsize
+            for parameter in members:
+                array = arrays.get(parameter.index)
+                if array is not None:
+                    other = array.dtype != parameter.dtype
+                    yield Part(group, parameter.offset_bytes, array, item_bytes if other else 0)
 
 
-def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]]]) -> Iterator[list[Piece]]:
-    """Cut (group, offset in bytes, C-contiguous array) into messages of at most RANGE_BYTES.
+def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]] | Part]) -> Iterator[list[Piece]]:
+    """Cut arrays, which are C-contiguous, into messages of at most RANGE_BYTES.
 
     Neighbours share a range, a large array is sliced. Gives at least one message, perhaps empty.
     """
@@ -64,23 +107,27 @@ def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]]]) -> Iterator[li
     message_bytes = 0
     parts: list[Any] = []  # what the open range holds: arrays and slices of arrays
     group = start = end = -1
+    dtype: run_pb2.DType = run_pb2.D_TYPE_UNSPECIFIED
 
     def close_range() -> None:
         if parts:
             # The one copy before protobuf's own: many small arrays in one go, no message per tensor.
-            message.append(Piece(group, start, b"".join(parts)))
+            message.append(Piece(group, start, b"".join(parts), 0, dtype))
             parts.clear()
 
-    for next_group, offset, array in pieces:
+    for next_group, offset, array, *other in pieces:
         if array.nbytes == 0:
             continue
-        if parts and (next_group != group or offset != end):
+        # The group's elements may have another size than the array's.
+        item_bytes = (other[0] if other else 0) or array.itemsize
+        next_dtype = encode_dtype(array.dtype) if other and other[0] else run_pb2.D_TYPE_UNSPECIFIED
+        if parts and (next_group != group or offset != end or next_dtype != dtype):
             close_range()
-        group, end = next_group, offset + array.nbytes
+        group, end, dtype = next_group, offset + array.size * item_bytes, next_dtype
         taken = 0
         while taken < array.nbytes:
             if not parts:
-                start = offset + taken
+                start = offset + taken // array.itemsize * item_bytes
                 message_bytes += RANGE_OVERHEAD_BYTES if message else 0
             room = (RANGE_BYTES - message_bytes) // array.itemsize * array.itemsize
             if room <= 0:
@@ -128,18 +175,33 @@ def _check_names(layout: Layout, grads: Mapping[str, Any], what: str) -> None:
         )
 
 
+def _check_input(layout: Layout, arrays: Mapping[str, Any], what: str) -> dict[int, np.ndarray[Any, Any]]:
+    """A further input's arrays; which parameters need one is the server's to say."""
+    return {
+        parameter.index: _check_array(parameter, arrays[parameter.name], what) for parameter in layout.select(arrays)
+    }
+
+
 def _check_array(parameter: Parameter, gradient: Any, what: str) -> np.ndarray[Any, Any]:
     array = gradient if type(gradient) is np.ndarray else np.asarray(gradient)
-    if array.dtype != parameter.dtype and array.dtype.newbyteorder("<") != parameter.dtype:
-        raise InvalidGradient(
-            f"{what}: gradient for '{parameter.name}' has dtype {array.dtype}, expected {parameter.dtype.name}; "
-            f"convert it yourself, with .astype(np.{parameter.dtype.name}), so that no precision is lost unseen",
-            {"parameter": parameter.name, "got": str(array.dtype), "expected": parameter.dtype.name},
-        )
+    dtype = parameter.dtype
+    if array.dtype != dtype and array.dtype.newbyteorder("<") != dtype:
+        if array.dtype.name in WIDENED[dtype.name]:
+            dtype = array.dtype.newbyteorder("<") if array.dtype.name != "bfloat16" else array.dtype
+        else:
+            raise _wrong_dtype(parameter, array, what)
     if array.shape != parameter.shape:
         raise InvalidGradient(
             f"{what}: gradient for '{parameter.name}' has shape {array.shape}, expected {parameter.shape}; "
             "push gradients in the parameter's own shape",
             {"parameter": parameter.name, "got": str(array.shape), "expected": str(parameter.shape)},
         )
-    return contiguous(array, parameter.dtype)
+    return contiguous(array, dtype)
+
+
+def _wrong_dtype(parameter: Parameter, array: np.ndarray[Any, Any], what: str) -> InvalidGradient:
+    return InvalidGradient(
+        f"{what}: gradient for '{parameter.name}' has dtype {array.dtype}, expected {parameter.dtype.name}; "
+        f"convert it yourself, with .astype(np.{parameter.dtype.name}), so that no precision is lost unseen",
+        {"parameter": parameter.name, "got": str(array.dtype), "expected": parameter.dtype.name},
+    )

@@ -11,6 +11,7 @@ from stepwell._methods import (
     GET_RUN,
     GET_STATE,
     LIST_CHECKPOINTS,
+    REPORT,
     RESTORE_CHECKPOINT,
     SAVE_CHECKPOINT,
     SET_STATE,
@@ -43,6 +44,7 @@ class RunOperations(Driven):
         self._settings = settings
         self._pool = pool
         self._worker = Worker(settings, run.name, run.uid, run.version)
+        self._worker.loss_scale = run.loss_scale if run.HasField("loss_scale") else None
         self._created = created
         self._closed = False
 
@@ -77,21 +79,35 @@ class RunOperations(Driven):
         """What became of the last update that was answered: committed or skipped, and at which version."""
         return self._worker.last_answer
 
+    @property
+    def loss_scale(self) -> float | None:
+        """What to multiply the next loss by, as the last answer told; None without the transform `unscale`."""
+        return self._worker.loss_scale
+
     @exclusive
     def step(
         self,
         grads: Mapping[str, Any],
         *,
         samples: float | None = None,
+        loss: float | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        loss_scale: float | None = None,
+        sparsity_factor: float | None = None,
         out: Arrays | None = None,
         timeout: float | None = None,
     ) -> Steps[Arrays]:
         """Push gradients and return the parameters after the update.
 
-        grads: for every parameter that is not frozen an array of its shape and dtype, or None where it has no gradient
-        in this update; such a parameter, its slots and its step stay as they are.
+        grads: for every parameter that is not frozen an array of its shape, or None where it has no gradient in this
+        update; such a parameter, its slots and its step stay as they are. The dtype is the parameter's, or one that
+        the server's state holds exactly: a float16 gradient for a float32 parameter is widened there.
         samples: over how many samples the gradients were taken; advances the clock of samples.
+        loss: for optimizers that need it (polyak_sgd, momo).
+        inputs: what else an optimizer takes, as {"hessian": {name: array}}; see list_optimizers.
+        loss_scale: what the loss was multiplied by, for the transform unscale; by default `run.loss_scale`.
+        sparsity_factor: for the transform sparsity_lr with source "client".
         hyperparameters: new numbers, set for good with this update's commit: {"lr": 0.1} for every group that has it,
         {"no_decay": {"lr": 0.1}} for one group.
         out: arrays to fill in place; only these parameters are returned. After an error their content is undefined.
@@ -103,11 +119,11 @@ class RunOperations(Driven):
         RunRewound, see there. With on_rewind="continue" the update of a run that went back is dropped instead, the
         present parameters are returned, and last_answer says Outcome.REWOUND.
         """
-        numbers = encode_update_hyperparameters(hyperparameters)
+        header = self._header(samples, loss, hyperparameters, loss_scale, sparsity_factor)
         received: list[Received] = []
         select = self._selecting(received, names=None, out=out)
         try:
-            yield from self._update(grads, samples, numbers, select, "step", timeout)
+            yield from self._update(grads, inputs, header, select, "step", timeout)
         except RunRewound as rewound:
             self._go_on(rewound)
             present = yield from self._fetch(None, None, out, timeout)
@@ -121,7 +137,11 @@ class RunOperations(Driven):
         grads: Mapping[str, Any],
         *,
         samples: float | None = None,
+        loss: float | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Mapping[str, Any]] | None = None,
+        loss_scale: float | None = None,
+        sparsity_factor: float | None = None,
         timeout: float | None = None,
     ) -> Steps[int]:
         """Push gradients, return no parameters. The arguments are step's.
@@ -129,9 +149,9 @@ class RunOperations(Driven):
         Returns the version that holds the update; where it was skipped, the version that it found (see last_answer).
         With on_rewind="continue", and an update dropped because the run went back, the present version.
         """
-        numbers = encode_update_hyperparameters(hyperparameters)
+        header = self._header(samples, loss, hyperparameters, loss_scale, sparsity_factor)
         try:
-            exchange = yield from self._update(grads, samples, numbers, None, "push", timeout)
+            exchange = yield from self._update(grads, inputs, header, None, "push", timeout)
         except RunRewound as rewound:
             self._go_on(rewound)
             return self.version
@@ -144,22 +164,24 @@ class RunOperations(Driven):
         names: Iterable[str] | None = None,
         *,
         if_newer_than: int | None = None,
+        of: str = "parameters",
         out: Arrays | None = None,
         timeout: float | None = None,
     ) -> Steps[Arrays | None]:
         """Return parameters, all at one version: `run.version`.
 
-        names: which ones; all by default, or those of `out`. if_newer_than: return None if the run is not beyond this
-        version. out: arrays to fill in place. The arrays belong to the caller.
-        Raises UnknownParameter; and RunRewound, once, where the run is at an older version than this object has been
-        told of. With on_rewind="continue" the older parameters are returned.
+        names: which ones; all by default, or those of `out`. of: which point: "parameters", where gradients are taken,
+        or, where the optimizer or a wrapper has it, "evaluation", "average" or "lookahead". if_newer_than: return None
+        if the run is not beyond this version. out: arrays to fill in place. The arrays belong to the caller.
+        Raises UnknownParameter, UnknownPoint; and RunRewound, once, where the run is at an older version than this
+        object has been told of. With on_rewind="continue" the older parameters are returned.
         """
         names = list(names) if names is not None else None
         try:
-            return (yield from self._fetch(names, if_newer_than, out, timeout))
+            return (yield from self._fetch(names, if_newer_than, out, timeout, of))
         except RunRewound as rewound:
             self._go_on(rewound)
-            return (yield from self._fetch(names, None, out, timeout))
+            return (yield from self._fetch(names, None, out, timeout, of))
 
     @operation
     def refresh(self) -> Steps[RunDescription]:
@@ -205,6 +227,17 @@ class RunOperations(Driven):
             etag=etag or "",
         )
         response = yield from ask(self._settings, UPDATE_RUN, request, self._what("change"), repeat=False)
+        return describe_run(response.run)
+
+    @operation
+    def report(self, metrics: Mapping[str, float]) -> Steps[RunDescription]:
+        """Report metrics, such as {"val_loss": 0.3}: schedules that wait for one (plateau) follow from the next commit.
+
+        Not repeated if the connection breaks: the report may then have been taken or not.
+        """
+        self._check_open()
+        request = control_pb2.ReportRequest(run=self.name, metrics=metrics)
+        response = yield from ask(self._settings, REPORT, request, self._what("report"), repeat=False)
         return describe_run(response.run)
 
     @operation
@@ -287,21 +320,43 @@ class RunOperations(Driven):
     def _update(
         self,
         grads: Mapping[str, Any],
-        samples: float | None,
-        numbers: list[data_pb2.GroupHyperparameters],
+        inputs: Mapping[str, Mapping[str, Any]] | None,
+        header: data_pb2.UpdateHeader,
         select: Select | None,
         call: str,
         timeout: float | None,
     ) -> Steps[Exchange]:
         self._check_open()
-        return (yield from self._worker.update(grads, samples or 0.0, numbers, select, self._what(call), timeout))
+        return (yield from self._worker.update(grads, inputs, header, select, self._what(call), timeout))
+
+    def _header(
+        self,
+        samples: float | None,
+        loss: float | None,
+        hyperparameters: Mapping[str, Any] | None,
+        loss_scale: float | None,
+        sparsity_factor: float | None,
+    ) -> data_pb2.UpdateHeader:
+        """What an update carries, but for its identity and names."""
+        return data_pb2.UpdateHeader(
+            samples=samples or 0.0,
+            hyperparameters=encode_update_hyperparameters(hyperparameters),
+            loss=loss,
+            loss_scale=self.loss_scale if loss_scale is None else loss_scale,
+            sparsity_factor=sparsity_factor,
+        )
 
     def _fetch(
-        self, names: list[str] | None, if_newer_than: int | None, out: Arrays | None, timeout: float | None
+        self,
+        names: list[str] | None,
+        if_newer_than: int | None,
+        out: Arrays | None,
+        timeout: float | None,
+        of: str = "parameters",
     ) -> Steps[Arrays | None]:
         self._check_open()
         received: list[Received] = []
-        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than)
+        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than, of=of)
         exchange = yield from self._worker.fetch(select, self._what("pull"), timeout)
         return None if exchange.unchanged else received[-1].arrays()
 
@@ -312,6 +367,7 @@ class RunOperations(Driven):
         names: list[str] | None,
         out: Arrays | None,
         if_newer_than: int | None = None,
+        of: str = "parameters",
     ) -> Select:
         """Make the selection and what receives it once the layout is known; the latter is also put into `received`."""
 
@@ -327,6 +383,7 @@ class RunOperations(Driven):
                 parameters=() if everything else sorted(parameter.index for parameter in parameters),
                 if_newer_than=if_newer_than,
                 run_uid=self._worker.uid,
+                point=of,
             )
             return selection, received[-1]
 

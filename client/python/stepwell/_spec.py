@@ -7,19 +7,36 @@ import numpy as np
 
 from stepwell.errors import InvalidName, InvalidSpec, InvalidValue
 from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
-from stepwell.wire import RANGE_BYTES, WireError, encode_dtype, encode_nonfinite, encode_schedule, encode_value
+from stepwell.wire import (
+    RANGE_BYTES,
+    WireError,
+    encode_dtype,
+    encode_nonfinite,
+    encode_part,
+    encode_schedule,
+    encode_value,
+)
 
 Parameters = Mapping[str, Any]
 Schedules = Mapping[str, Mapping[str, Any]]
 
-GROUP_KEYS: Final = ("name", "parameters", "optimizer", "flavor", "hyperparameters", "schedules", "frozen")
+GROUP_KEYS: Final = (
+    "name",
+    "parameters",
+    "optimizer",
+    "flavor",
+    "hyperparameters",
+    "schedules",
+    "frozen",
+    "definition",
+)
 
 PARAMETER_OVERHEAD_BYTES: Final = 64
 """What one parameter takes in a spec beside its name and shape, generously."""
 
 
 def as_arrays(parameters: Parameters) -> dict[str, np.ndarray[Any, Any]]:
-    """The parameters as float32 and float64 arrays; raises InvalidSpec for other dtypes."""
+    """The parameters as arrays of floats; raises InvalidSpec for other dtypes."""
     arrays = {}
     for name, value in parameters.items():
         array = np.asarray(value)
@@ -41,6 +58,10 @@ def encode_spec(
     groups: Iterable[Mapping[str, Any]],
     nonfinite: str,
     samples_per_epoch: float | None,
+    definition: str | None,
+    transforms: Iterable[Mapping[str, Any]],
+    wrappers: Iterable[Mapping[str, Any]],
+    report_norms: bool,
 ) -> run_pb2.Spec:
     """The whole spec. What the contract cannot hold raises InvalidName, InvalidValue or InvalidSpec."""
     try:
@@ -53,6 +74,10 @@ def encode_spec(
             groups=[_group(group) for group in groups],
             nonfinite=encode_nonfinite(nonfinite),
             samples_per_epoch=samples_per_epoch,
+            definition=definition or "",
+            transforms=[encode_part(values_pb2.Transform, part) for part in transforms],
+            wrappers=[encode_part(values_pb2.Wrapper, part) for part in wrappers],
+            report_norms=report_norms,
         )
     except WireError as error:
         raise InvalidValue(str(error)) from None
@@ -133,6 +158,7 @@ def _group(group: Mapping[str, Any]) -> run_pb2.GroupSpec:
         hyperparameters=encode_hyperparameters(group.get("hyperparameters")),
         schedules=encode_schedules(group.get("schedules")),
         frozen=bool(group.get("frozen", False)),
+        definition=group.get("definition") or "",
     )
 
 

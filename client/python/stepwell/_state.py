@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,8 +23,9 @@ STEPS_DTYPE: Final = np.dtype("<i8")
 class State:
     """Everything that training goes on from, all at one version.
 
-    parameters: arrays by name. slots: by parameter, then by slot, in the parameter's shape and dtype. scalars: the
-    float64 numbers that some optimizers keep per parameter. steps: how many commits have touched each parameter.
+    parameters: arrays by name. slots: by parameter, then by slot; most have the parameter's shape. Parameters of 16
+    bits and their slots are float32 here, as the server keeps them. scalars: the float64 numbers that some optimizers
+    keep per parameter. steps: how many commits have touched each parameter.
     """
 
     parameters: Mapping[str, Array]
@@ -50,6 +52,7 @@ class StatePieces:
         self._header = control_pb2.StateHeader()
         self._buffers: dict[Key, Bytes] = {}
         self._filled: dict[Key, int] = {}
+        self._shapes: dict[tuple[int, str], list[tuple[int, ...]]] = {}
 
     @property
     def filled_bytes(self) -> int:
@@ -58,6 +61,8 @@ class StatePieces:
     def add(self, message: control_pb2.GetStateResponse) -> None:
         if message.HasField("header"):
             self._header = message.header
+        for slot in message.slot_shapes:
+            self._shapes[slot.group, slot.name] = [tuple(shape.lengths) for shape in slot.shapes]
         for piece in message.ranges:
             key = Key(piece.range.group, piece.kind, piece.name)
             buffer = self._buffer(key)
@@ -80,12 +85,17 @@ class StatePieces:
         steps: dict[str, int] = {}
         for parameter in layout.parameters:
             buffer = self._buffer(Key(parameter.group, control_pb2.STATE_KIND_PARAMETERS, ""))
-            parameters[parameter.name] = _view(parameter, buffer)
+            dtype = state_dtype(parameter.dtype)
+            begin = parameter.offset_bytes // parameter.dtype.itemsize * dtype.itemsize
+            parameters[parameter.name] = np.ndarray(parameter.shape, dtype, buffer, begin)
         for (group, kind, name), buffer in self._buffers.items():
             members = layout.by_group[group]
             if kind == control_pb2.STATE_KIND_SLOT:
-                for parameter in members:
-                    slots[parameter.name][name] = _view(parameter, buffer)
+                begin = 0
+                for parameter, shape in zip(members, self._shapes_of(group, name), strict=True):
+                    dtype = state_dtype(parameter.dtype)
+                    slots[parameter.name][name] = np.ndarray(shape, dtype, buffer, begin)
+                    begin += prod(shape) * dtype.itemsize
             elif kind == control_pb2.STATE_KIND_SCALAR:
                 for parameter, number in zip(members, buffer.view(SCALAR_DTYPE).tolist(), strict=True):
                     scalars[parameter.name][name] = number
@@ -98,11 +108,22 @@ class StatePieces:
         if key not in self._buffers:
             if key.group >= len(self._layout.groups):
                 raise Internal(f"got a piece of group {key.group} of {len(self._layout.groups)}; report this")
-            whole = key.kind in (control_pb2.STATE_KIND_PARAMETERS, control_pb2.STATE_KIND_SLOT)
-            packed_bytes = self._layout.groups[key.group].packed_bytes
-            size_bytes = packed_bytes if whole else 8 * len(self._layout.by_group[key.group])
+            if key.kind in (control_pb2.STATE_KIND_PARAMETERS, control_pb2.STATE_KIND_SLOT):
+                elements = sum(prod(shape) for shape in self._shapes_of(key.group, key.name))
+                size_bytes = elements * state_dtype(self._layout.groups[key.group].dtype).itemsize
+            else:
+                size_bytes = 8 * len(self._layout.by_group[key.group])
             self._buffers[key], self._filled[key] = self._pool.take(size_bytes), 0
         return self._buffers[key]
+
+    def _shapes_of(self, group: int, name: str) -> list[tuple[int, ...]]:
+        """The shapes of a slot, or of the parameters themselves, in the group's order."""
+        return self._shapes.get((group, name)) or [parameter.shape for parameter in self._layout.by_group[group]]
+
+
+def state_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type in which the server keeps parameters of a type, and their slots."""
+    return np.dtype("<f4") if dtype.itemsize == 2 else dtype
 
 
 def state_bytes(state: State) -> int:
@@ -123,9 +144,9 @@ def state_requests(
     )
     for key, arrays in _arrays(state, layout):
         for ranges in pack(arrays):
-            for group, offset, data in ranges:
+            for piece in ranges:
                 added = request.ranges.add(kind=key.kind, name=key.name).range
-                added.group, added.packed_offset_bytes, added.data = group, offset, data
+                added.group, added.packed_offset_bytes, added.data = piece.group, piece.packed_offset_bytes, piece.data
             yield request
             request = control_pb2.SetStateRequest()
 
@@ -137,8 +158,7 @@ def _arrays(state: State, layout: Layout) -> Iterator[tuple[Key, Iterator[tuple[
         yield key, _checked(members, state.parameters, "parameter")
         for slot in _names(members, state.slots, "slots"):
             key = Key(group, control_pb2.STATE_KIND_SLOT, slot)
-            arrays = {parameter.name: state.slots[parameter.name][slot] for parameter in members}
-            yield key, _checked(members, arrays, f"slot '{slot}'")
+            yield key, _packed(members, {each.name: state.slots[each.name][slot] for each in members}, f"slot '{slot}'")
         for scalar in _names(members, state.scalars, "scalars"):
             numbers = [state.scalars[parameter.name][scalar] for parameter in members]
             yield Key(group, control_pb2.STATE_KIND_SCALAR, scalar), iter([(group, 0, np.array(numbers, SCALAR_DTYPE))])
@@ -152,12 +172,27 @@ def _arrays(state: State, layout: Layout) -> Iterator[tuple[Key, Iterator[tuple[
 def _checked(members: tuple[Parameter, ...], arrays: Mapping[str, Any], what: str) -> Iterator[tuple[int, int, Array]]:
     for parameter in members:
         array = np.asarray(arrays[parameter.name])
-        if array.shape != parameter.shape or array.dtype.newbyteorder("<") != parameter.dtype:
+        if array.shape != parameter.shape:
             raise InvalidValue(
                 f"state: {what} of '{parameter.name}' is {array.dtype} of shape {array.shape}, expected "
-                f"{parameter.dtype.name} of shape {parameter.shape}; give the state of a run with the same parameters"
+                f"{state_dtype(parameter.dtype).name} of shape {parameter.shape}; give the state of a run with the "
+                "same parameters"
             )
-        yield parameter.group, parameter.offset_bytes, contiguous(array, parameter.dtype)
+    return _packed(members, arrays, what)
+
+
+def _packed(members: tuple[Parameter, ...], arrays: Mapping[str, Any], what: str) -> Iterator[tuple[int, int, Array]]:
+    """One array after another, as they lie without padding. The server sees whether slots have the right shapes."""
+    begin = 0
+    for parameter in members:
+        array, dtype = np.asarray(arrays[parameter.name]), state_dtype(parameter.dtype)
+        if array.dtype.newbyteorder("<") != dtype:
+            raise InvalidValue(
+                f"state: {what} of '{parameter.name}' is {array.dtype} of shape {array.shape}, expected "
+                f"{dtype.name} of shape {parameter.shape}; give the state of a run with the same parameters"
+            )
+        yield parameter.group, begin, contiguous(array, dtype)
+        begin += array.nbytes
 
 
 def _names(members: tuple[Parameter, ...], by_parameter: Mapping[str, Mapping[str, Any]], what: str) -> list[str]:
@@ -174,7 +209,3 @@ def _check_parameters(state: State, layout: Layout) -> None:
             f"state: {listed(sorted(wanted - given))} missing and {listed(sorted(given - wanted))} unknown, "
             "expected exactly the run's; give the state of a run with the same parameters"
         )
-
-
-def _view(parameter: Parameter, buffer: Bytes) -> Array:
-    return np.ndarray(parameter.shape, parameter.dtype, buffer, parameter.offset_bytes)

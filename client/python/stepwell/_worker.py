@@ -62,6 +62,7 @@ class Worker:
         self.name = settings.worker or default_name()
         self.layout: Layout | None = None
         self.last_answer: Answer | None = None
+        self.loss_scale: float | None = None
         self.before_answer: Hook | None = None
         self.after_answer: Hook | None = None
         self.stream: Stream | None = None
@@ -73,27 +74,27 @@ class Worker:
     def update(
         self,
         grads: Mapping[str, Any],
-        samples: float,
-        hyperparameters: list[data_pb2.GroupHyperparameters],
+        inputs: Mapping[str, Mapping[str, Any]] | None,
+        header: data_pb2.UpdateHeader,
         select: Select | None,
         what: str,
         timeout: float | None,
     ) -> Steps[Exchange]:
-        """Carry out one update, and with `select` fetch parameters after it; joins where that is due."""
+        """Carry out one update, and with `select` fetch parameters after it; joins where that is due.
+
+        header: still without identity and names.
+        """
         patience = Patience(self._settings, what, timeout)
         if self._membership is None or self.layout is None:
             yield from self.join(timeout)
         membership = self._membership
         assert membership is not None
         assert self.layout is not None
-        gradients = Gradients(self.layout, grads, what)
+        gradients = Gradients(self.layout, grads, what, inputs)
         selection, received = select(self.layout) if select else (None, None)
-        header = data_pb2.UpdateHeader(
-            identity=self._identity(membership),
-            without_gradient=gradients.without_gradient,
-            samples=samples,
-            hyperparameters=hyperparameters,
-        )
+        header.identity.CopyFrom(self._identity(membership))
+        header.without_gradient.extend(gradients.without_gradient)
+        header.inputs.extend(gradients.inputs)
         exchange = Exchange(Update(header, gradients), selection, received)
         try:
             yield from self._carry_out(exchange, patience)
@@ -234,6 +235,7 @@ class Worker:
         """Note what became of an update, however it ended."""
         if exchange.answer is not None:
             self.last_answer = exchange.answer
+            self.loss_scale = exchange.answer.loss_scale
             self.version = max(self.version, exchange.answer.committed_version, exchange.version)
             membership.sequence += 1
         elif not exchange.refused:

@@ -3,12 +3,12 @@
     StepwellError
     ├── ContractMismatch, MalformedRequest, Internal
     ├── InvalidName, InvalidValue, InvalidSpec
-    ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownArgument
-    ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint
+    ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument
+    ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
     ├── RunDiffers               a run of this name exists with another spec
     ├── RunReplaced              the run was deleted, and perhaps made anew, since it was joined
     ├── InvalidGradient          wrong name, shape or dtype; found before anything is sent
-    ├── InvalidRange, IncompleteUpdate, GradientRequired, NonfiniteGradient
+    ├── InvalidRange, IncompleteUpdate, GradientRequired, InputRequired, NonfiniteGradient
     ├── SequenceReused, SequenceTooOld, SequenceGap
     ├── WorkerFenced             a newer join under the same worker name has taken over
     ├── RunRewound               the run went back to an older state
@@ -77,6 +77,12 @@ class UnknownFlavor(StepwellError): ...
 class UnknownSchedule(StepwellError): ...
 
 
+class UnknownTransform(StepwellError): ...
+
+
+class UnknownWrapper(StepwellError): ...
+
+
 class UnknownArgument(StepwellError): ...
 
 
@@ -93,6 +99,9 @@ class UnknownWorker(StepwellError): ...
 
 
 class UnknownCheckpoint(StepwellError): ...
+
+
+class UnknownPoint(StepwellError): ...
 
 
 class InvalidValue(StepwellError): ...
@@ -117,6 +126,9 @@ class IncompleteUpdate(StepwellError): ...
 
 
 class GradientRequired(StepwellError): ...
+
+
+class InputRequired(StepwellError): ...
 
 
 class NonfiniteGradient(StepwellError): ...

@@ -10,6 +10,7 @@ raises WireError; what a name or a number means (NaN, ranges) is checked by the 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Final, TypeVar
 
@@ -34,9 +35,11 @@ SCHEDULE_DEPTH_MAX: Final = 16
 
 Value = float | bool | str | tuple[float, ...] | None
 
-DTYPES: Final[Mapping[run_pb2.DType, np.dtype[Any]]] = {
-    run_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),
-    run_pb2.D_TYPE_FLOAT64: np.dtype("<f8"),
+DTYPE_NAMES: Final[Mapping[run_pb2.DType, str]] = {
+    run_pb2.D_TYPE_FLOAT32: "float32",
+    run_pb2.D_TYPE_FLOAT64: "float64",
+    run_pb2.D_TYPE_FLOAT16: "float16",
+    run_pb2.D_TYPE_BFLOAT16: "bfloat16",
 }
 
 NONFINITE_NAMES: Final[Mapping[run_pb2.Nonfinite, str]] = {
@@ -54,6 +57,7 @@ CLOCK_NAMES: Final[Mapping[values_pb2.Clock, str]] = {
 RESERVED_KEYS: Final = frozenset({"name", "clock", "schedules"})
 
 E = TypeVar("E", bound=int)
+P = TypeVar("P", values_pb2.Transform, values_pb2.Wrapper)
 
 
 class WireError(ValueError):
@@ -136,20 +140,40 @@ def decode_schedule(message: values_pb2.Schedule, *, depth: int = 1) -> dict[str
     return spec
 
 
+def encode_part(kind: type[P], spec: Mapping[str, object]) -> P:
+    """Encode a transform or wrapper given as {"name": ..., arguments}; WireError where a part has the wrong type."""
+    if not _has_name(spec):
+        raise WireError(f"got {spec!r:.200}, expected a dictionary with a 'name', such as 'ema'")
+    message = kind(name=str(spec["name"]))
+    for name, value in spec.items():
+        if name != "name":
+            message.arguments[name].CopyFrom(encode_value(value))
+    return message
+
+
+def decode_part(message: values_pb2.Transform | values_pb2.Wrapper) -> dict[str, Any]:
+    """A transform or wrapper as plain data: "name" and its arguments; WireError for a value without a kind."""
+    if "name" in message.arguments:
+        raise WireError(f"'{message.name}': got an argument named 'name', which is reserved; rename it")
+    return {"name": message.name} | {name: decode_value(message.arguments[name]) for name in sorted(message.arguments)}
+
+
 def encode_dtype(dtype: np.dtype[Any]) -> run_pb2.DType:
-    """The contract's type for float32 and float64 in any byte order; WireError for others."""
-    little_endian = np.dtype(dtype).newbyteorder("<")
-    for code, known in DTYPES.items():
-        if little_endian == known:
+    """The contract's type for a float in any byte order; WireError for others."""
+    for code, name in DTYPE_NAMES.items():
+        if dtype.name == name:
             return code
-    raise WireError(f"got dtype {dtype}, expected float32 or float64; convert the array")
+    raise WireError(f"got dtype {dtype}, expected one of {', '.join(DTYPE_NAMES.values())}; convert the array")
 
 
 def decode_dtype(code: run_pb2.DType) -> np.dtype[Any]:
-    """The little-endian NumPy dtype; WireError for codes that this version does not know."""
-    if code not in DTYPES:
-        raise WireError(f"got dtype code {code}, expected one of {sorted(DTYPES)}; upgrade stepwell")
-    return DTYPES[code]
+    """The little-endian NumPy dtype; WireError for codes that this version does not know.
+
+    bfloat16 is the type of the package ml_dtypes, which whoever has such parameters has already.
+    """
+    if code not in DTYPE_NAMES:
+        raise WireError(f"got dtype code {code}, expected one of {sorted(DTYPE_NAMES)}; upgrade stepwell")
+    return _dtype(DTYPE_NAMES[code])
 
 
 def encode_nonfinite(name: object) -> run_pb2.Nonfinite:
@@ -175,6 +199,20 @@ def name_of(names: Mapping[E, str], code: E, what: str) -> str:
     if code not in names:
         raise WireError(f"got {what} code {code}, expected one of {sorted(names)}; upgrade stepwell")
     return names[code]
+
+
+@lru_cache
+def _dtype(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name).newbyteorder("<")
+    try:
+        import ml_dtypes  # noqa: PLC0415  # only callers with such parameters need it
+    except ImportError:
+        raise WireError(
+            "the run has bfloat16 parameters, expected the package ml_dtypes, which gives NumPy this type; install it"
+        ) from None
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
 def _has_name(spec: object) -> bool:

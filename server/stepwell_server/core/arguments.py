@@ -73,7 +73,7 @@ class Argument:
     """One named argument.
 
     default: the value when absent, or REQUIRED. optional: whether none is taken (it switches the thing off).
-    choices: for a text, the texts that are taken.
+    choices: for a text, the texts that are taken. infinite: whether a number may be infinite.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Argument:
     optional: bool = False
     range: Range = ANY
     choices: tuple[str, ...] = ()
+    infinite: bool = False
 
     def check(self, value: object, owner: str) -> Value:
         """Return `value` in its canonical type; raise InvalidValue, naming `owner`, where kind or range differ."""
@@ -124,6 +125,8 @@ class Argument:
                 words = "a whole number"
             if self.range != ANY:
                 words += f" in {self.range}"
+            if self.infinite:
+                words += " or infinity"
         else:
             words = f"a {self.kind.value}"
         return words + (" or none" if self.optional or self.default is None else "")
@@ -131,6 +134,8 @@ class Argument:
     def _number(self, value: object, refuse: Callable[[str], InvalidValue]) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise refuse(self.expected)
+        if self.infinite and value == math.inf:
+            return math.inf
         # Compared before it is converted: a Python int may be too large for a float. A NaN fails the comparison.
         if not abs(value) <= sys.float_info.max:
             raise refuse(self.expected)
@@ -150,13 +155,14 @@ def read_arguments(
     optional: Iterable[str] = (),
     choices: Mapping[str, tuple[str, ...]] | None = None,
     skip: Iterable[str] = (),
+    infinite: Iterable[str] = (),
 ) -> dict[str, Argument]:
     """The arguments that `function` declares as keyword-only parameters, in order.
 
     An annotation is read only where the default cannot tell the kind (no default, or None): `float`, `int`,
     `bool`, `str`, `tuple`; without one it is a number. `skip` names parameters that are not arguments (`step`).
     """
-    integers, optional, skip = set(integers), set(optional), set(skip)
+    integers, optional, skip, infinite = set(integers), set(optional), set(skip), set(infinite)
     arguments = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name in skip:
@@ -182,6 +188,7 @@ def read_arguments(
             optional=name in optional or default is None,
             range=ranges.get(name, ANY),
             choices=(choices or {}).get(name, ()),
+            infinite=name in infinite,
         )
     return arguments
 

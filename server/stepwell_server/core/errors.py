@@ -2,8 +2,8 @@
 
 DomainError
 ├── InvalidName              a name outside its alphabet or length
-├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownArgument
-├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint
+├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument
+├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
 ├── InvalidValue             wrong kind, out of range, or not finite
 ├── InvalidSpec              parts of a spec that do not fit together
 ├── RunDiffers               a run of this name exists with another spec
@@ -12,6 +12,7 @@ DomainError
 │   ├── InvalidRange         outside its group, unaligned, overlapping, or of a parameter that sends nothing
 │   ├── IncompleteUpdate     a declared parameter whose bytes did not all arrive
 │   ├── GradientRequired     no gradient where the flavor counts one step for the whole run
+│   ├── InputRequired        without a loss, or a further vector, that the run's optimizer needs
 │   └── NonfiniteGradient
 ├── IdentityError
 │   ├── SequenceReused, SequenceTooOld, SequenceGap
@@ -51,6 +52,12 @@ class UnknownFlavor(DomainError): ...
 class UnknownSchedule(DomainError): ...
 
 
+class UnknownTransform(DomainError): ...
+
+
+class UnknownWrapper(DomainError): ...
+
+
 class UnknownArgument(DomainError): ...
 
 
@@ -67,6 +74,9 @@ class UnknownWorker(DomainError): ...
 
 
 class UnknownCheckpoint(DomainError): ...
+
+
+class UnknownPoint(DomainError): ...
 
 
 class InvalidValue(DomainError): ...
@@ -91,6 +101,9 @@ class IncompleteUpdate(InvalidUpdate): ...
 
 
 class GradientRequired(InvalidUpdate): ...
+
+
+class InputRequired(InvalidUpdate): ...
 
 
 class NonfiniteGradient(InvalidUpdate): ...

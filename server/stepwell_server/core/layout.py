@@ -8,10 +8,11 @@ import fnmatch
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +20,10 @@ from stepwell_server.core.errors import InvalidName, InvalidSpec, LimitExceeded,
 
 ALIGNMENT_BYTES = 64
 DEFAULT_GROUP = "default"
-DTYPES = tuple(np.dtype(name) for name in ("float32", "float64"))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
+# Types that travel but are not computed in: their state is float32.
+HALVES = DTYPES[2:]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PARAMETER_NAME_BYTES_MAX = 1024
@@ -58,14 +62,18 @@ class Placed:
 class LayoutGroup:
     """One flat vector.
 
-    indices: its parameters' places in the run's list, ascending. packed_offsets has one more entry than there are
-    parameters: the end.
+    indices: its parameters' places in the run's list, ascending. shapes: theirs, in the same order. packed_offsets has
+    one more entry than there are parameters: the end.
+
+    A run's state has such a layout for every vector: a slot may have other shapes than the parameters, and where they
+    have 16 bits the state has 32.
     """
 
     name: str
     dtype: np.dtype[Any]
     frozen: bool
     indices: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     vector_bytes: int
     vector_offsets: NDArray[np.int64]
     packed_offsets: NDArray[np.int64]
@@ -78,6 +86,33 @@ class LayoutGroup:
     @property
     def packed_bytes(self) -> int:
         return int(self.packed_offsets[-1])
+
+    @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """Where each parameter begins in the vector, in elements."""
+        begins: NDArray[np.int64] = self.vector_offsets // self.dtype.itemsize
+        return begins
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many elements each parameter has."""
+        sizes: NDArray[np.int64] = np.diff(self.packed_offsets) // self.dtype.itemsize
+        return sizes
+
+    def view(self, vector: NDArray[Any], place: int) -> NDArray[Any]:
+        """The parameter at a place as an array in its own shape, in the vector's memory."""
+        begin = int(self.begins[place])
+        return vector[begin : begin + int(self.sizes[place])].reshape(self.shapes[place])
+
+    @cached_property
+    def state(self) -> "LayoutGroup":
+        """The layout of the group's parameters in the state: the same elements, of a type that is computed in."""
+        return self if self.dtype not in HALVES else self.with_shapes(self.shapes, np.dtype(np.float32))
+
+    def with_shapes(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]) -> "LayoutGroup":
+        """A vector beside this one: for each parameter an array of another shape."""
+        offsets = _offsets(np.array([math.prod(shape) * dtype.itemsize for shape in shapes], np.int64))
+        return replace(self, dtype=dtype, shapes=tuple(shapes), **offsets)
 
 
 @dataclass(frozen=True)
@@ -121,10 +156,8 @@ def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str
     built = []
     for number, ((position, dtype), indices) in enumerate(sorted(assigned.items())):
         name, frozen = (groups[position][0], groups[position][2]) if position < len(groups) else (DEFAULT_GROUP, False)
-        sizes = np.array([parameters[index].size_bytes for index in indices], np.int64)
-        padded = -(-sizes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        vector_offsets = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
-        packed_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets = _offsets(np.array([parameters[index].size_bytes for index in indices], np.int64))
+        vector_offsets, packed_offsets = offsets["vector_offsets"], offsets["packed_offsets"]
         for place, index in enumerate(indices):
             placed[index] = Placed(parameters[index], number, int(vector_offsets[place]), int(packed_offsets[place]))
         built.append(
@@ -133,9 +166,8 @@ def build_layout(parameters: Sequence[ParameterSpec], groups: Sequence[tuple[str
                 dtype=DTYPES[dtype],
                 frozen=frozen,
                 indices=tuple(indices),
-                vector_bytes=int(vector_offsets[-1]),
-                vector_offsets=vector_offsets[:-1].copy(),
-                packed_offsets=packed_offsets,
+                shapes=tuple(parameters[index].shape for index in indices),
+                **offsets,
             )
         )
     return Layout(tuple(place for place in placed if place is not None), tuple(built))
@@ -150,6 +182,17 @@ def check_name(kind: str, name: str) -> str:
             got=name[:200],
         )
     return name
+
+
+def _offsets(sizes: NDArray[np.int64]) -> dict[str, Any]:
+    """Where arrays of these sizes in bytes lie: the fields of a LayoutGroup."""
+    padded = -(-sizes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    vector_offsets = np.concatenate([[0], np.cumsum(padded)]).astype(np.int64)
+    return {
+        "vector_bytes": int(vector_offsets[-1]),
+        "vector_offsets": vector_offsets[:-1].copy(),
+        "packed_offsets": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+    }
 
 
 def _check(parameters: Sequence[ParameterSpec]) -> None:
@@ -175,7 +218,8 @@ def _check(parameters: Sequence[ParameterSpec]) -> None:
             )
         if parameter.dtype not in DTYPES:
             raise InvalidSpec(
-                f"parameter '{name}' has dtype {parameter.dtype}, expected float32 or float64; convert it",
+                f"parameter '{name}' has dtype {parameter.dtype}, expected one of "
+                f"{', '.join(each.name for each in DTYPES)}; convert it",
                 parameter=name,
             )
         total += parameter.size_bytes

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stepwell_server.core.devices.cpu import ALIGNMENT_BYTES, CpuDevice
+from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Device
+from stepwell_server.core.devices.device import Vector as Vector
 from stepwell_server.core.errors import MemoryExhausted
 
-Vector = NDArray[Any]
 Size = tuple[int, np.dtype[Any]]
 
 _KEPT_PER_SIZE = 2
@@ -26,7 +25,7 @@ class Memory:
     bytes_max: the limit. on_free: called whenever memory has become free, for those who wait.
     """
 
-    def __init__(self, device: CpuDevice, bytes_max: int) -> None:
+    def __init__(self, device: Device, bytes_max: int) -> None:
         self.device = device
         self.bytes_max = bytes_max
         self.on_free: Callable[[], None] = lambda: None

@@ -1,8 +1,9 @@
 """A run: one hosted training state, and the only code that moves it from one version to the next.
 
-A commit goes: `recall` (was it made before?), `prepare` (everything that can fail), copies for readers, `apply` (the
-kernels, on any thread), `finish` (the new version and the stored answer). One caller at a time; the service holds the
-run's lock. Readers take a `Hold` between commits and may keep it while later commits go on.
+A commit goes: `recall` (was it made before?), `prepare` (is it whole?), copies for readers, `Commit.ready` (all else
+that can fail) and `Commit.apply` (the kernels), both on any thread, `finish` (the new version and the stored answer).
+One caller at a time; the service holds the run's lock. Readers take a `Hold` between commits and may keep it while
+later commits go on.
 """
 
 import math
@@ -13,21 +14,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell_server.core.arguments import unknown
+from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.errors import (
     EtagMismatch,
+    InputRequired,
     InvalidValue,
+    LimitExceeded,
     NonfiniteGradient,
     UnknownArgument,
     UnknownGroup,
+    UnknownPoint,
     VersionMismatch,
 )
-from stepwell_server.core.group import GroupCommit, GroupState, Held
+from stepwell_server.core.gradients import NORMS, measure, transform_gradients, transform_program
+from stepwell_server.core.group import GroupCommit, GroupState, Held, Launch, reduce_together
 from stepwell_server.core.layout import Layout
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.settings import Moment, Settings, expand_aliases, settings_from_data
 from stepwell_server.core.spec import RunSpec, Schedules
-from stepwell_server.core.update import Staging, UpdateHeader
+from stepwell_server.core.transforms import LossScale, Transforming, sparsity_lr, unscale
+from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome, Workers
+
+_METRICS_MAX = 100
+_METRIC_NAME_MAX = 128
 
 
 @dataclass(frozen=True)
@@ -40,21 +51,77 @@ class RunLimits:
 
 @dataclass
 class Commit:
-    """What an update will do; nothing is written before `apply`. samples: the run's sum after it."""
+    """What an update will do: `copies_needed`, `ready`, `apply`. Nothing of the run is written before `apply`.
+
+    samples: the run's sum after it. given: the numbers that came with the update.
+    """
 
     header: UpdateHeader
     groups: list[GroupCommit]
-    gradients: list[Vector]
+    transforms: tuple[Transforming, ...]
     samples: float
+    given: Mapping[str, float]
+    report_norms: bool
+    norms: list[tuple[float, ...]] = field(default_factory=list)
 
     def copies_needed(self) -> list[tuple[GroupCommit, str]]:
         """The vectors that readers hold and that the commit would write."""
         return [(group, name) for group in self.groups for name in group.held()]
 
+    def scratch_needed(self) -> list[Size]:
+        """What array code takes beside the vectors while it works; reserved, so that it cannot fail for want of it."""
+        return [size for group in self.groups for size in group.scratch()]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the gradients."""
+        return sum(group.inputs["grad"].nbytes for group in self.groups)
+
+    @property
+    def small(self) -> bool:
+        """Whether there is one pass over the elements and nothing else."""
+        plain = not self.transforms and not self.report_norms
+        return plain and all(
+            len(group.launch.program.stages) == 1 and group.settings.array_program is None for group in self.groups
+        )
+
+    def ready(self, memory: Memory) -> None:
+        """Transforms, reductions, coefficients: everything that can fail; safe on any thread. Raises InvalidValue."""
+        device = memory.device
+        for group in self.groups:
+            for name in group.settings.transform_slots:
+                if name in group.copies:
+                    device.copy(group.group.vectors[name].vector, group.copies[name])
+        steering = [each for each in self.transforms if each.definition is unscale]
+        for transforming in steering:
+            transform_gradients(device, self.groups, transforming, self.given)
+        if self.report_norms:
+            self.norms.append(measure(device, [(group, group.inputs["grad"]) for group in self.groups]))
+        for transforming in self.transforms[len(steering) :]:
+            transform_gradients(device, self.groups, transforming, self.given)
+        # Groups of one optimizer that works on all its tensors share their sums, whatever their dtypes.
+        shared: dict[tuple[str, Program], list[GroupCommit]] = {}
+        for group in self.groups:
+            scope = group.launch.program.scope
+            if scope == "group":
+                shared.setdefault((group.group.layout.name, group.launch.program), []).append(group)
+            elif scope:
+                reduce_together([(group.launch, group.arrays)], scope)
+        for together in shared.values():
+            reduce_together([(group.launch, group.arrays) for group in together], "group")
+        for group in self.groups:
+            group.launch.finish()
+
     def apply(self, memory: Memory) -> None:
         """Run the kernels; safe on any thread, cannot fail."""
-        for group, gradient in zip(self.groups, self.gradients, strict=True):
-            group.apply(memory.device, gradient)
+        for group in self.groups:
+            group.apply(memory.device)
+        if self.report_norms:
+            self.norms.append(measure(memory.device, [(group, group.parameters) for group in self.groups]))
+
+    def ready_and_apply(self, memory: Memory) -> None:
+        self.ready(memory)
+        self.apply(memory)
 
 
 @dataclass
@@ -94,9 +161,17 @@ class Run:
         self.samples = 0.0
         self.changes = 0
         self.skipped_count = 0
+        self.metrics: dict[str, float] = {}
         self.duplicates_count = 0
+        self.loss_scale = LossScale.start(spec.parsed_transforms[0]) if self._steers else None
         self.workers = Workers(name, uid, 0, limits.outstanding_updates_max, limits.workers_max)
         self.groups: list[GroupState] = []
+
+    @property
+    def _steers(self) -> bool:
+        """Whether the run steers a factor for the loss."""
+        transforms = self.spec.parsed_transforms
+        return bool(transforms) and transforms[0].definition is unscale
 
     @property
     def generation(self) -> int:
@@ -122,8 +197,13 @@ class Run:
     def compile(self, settings: Sequence[Settings | None]) -> None:
         """Compile the kernels, so that no step waits for it; safe on any thread."""
         for group, chosen in zip(self.layout.groups, settings, strict=True):
-            if chosen is not None:
-                self.memory.device.compile(chosen.program, group.dtype)
+            if chosen is None:
+                continue
+            programs = [chosen.program, chosen.program_with(()), *chosen.points.values()]
+            programs += [transform_program(each) for each in self.spec.parsed_transforms if not each.definition.arrays]
+            programs += [NORMS] if self.spec.report_norms else []
+            for program in programs:
+                self.memory.device.compile(program, group.state.dtype)
 
     def begin(self, settings: Sequence[Settings | None], vectors: Sequence[Mapping[str, Vector]]) -> None:
         """Take the state's vectors, the parameters in place, and set the slots."""
@@ -132,14 +212,26 @@ class Run:
             for group, chosen, taken in zip(self.layout.groups, settings, vectors, strict=True)
         ]
         for group in self.groups:
-            group.initialise_slots()
+            group.initialise_slots(self.memory.device, self.moment)
 
     # Updates.
 
-    def stage(self, header: UpdateHeader, vectors: Mapping[int, Vector]) -> Staging:
-        """Begin an update in vectors of `Staging.sizes`; raises what is wrong with its header."""
+    def staging_sizes(self, header: UpdateHeader) -> dict[Key, Size]:
+        """The vectors that `stage` needs."""
+        return Staging.sizes(self.layout, [group.settings for group in self.groups], header)
+
+    def stage(self, header: UpdateHeader, vectors: Mapping[Key, Vector]) -> Staging:
+        """Begin an update in vectors of `staging_sizes`; raises what is wrong with its header."""
         self.settings_with(header)
         settings = [group.settings for group in self.groups]
+        for transforming in self.spec.parsed_transforms:
+            needed = transforming.definition is sparsity_lr and transforming.values["source"] == "client"
+            if needed and "sparsity_factor" not in header.given:
+                raise InputRequired(
+                    f"run '{self.name}': the update has no sparsity_factor, expected one, since transform "
+                    "'sparsity_lr' has source 'client'; send it with every update",
+                    missing="sparsity_factor",
+                )
         return Staging(self.name, header, self.layout, settings, vectors, self.spec.nonfinite != "allow")
 
     def recall(self, identity: Identity) -> Answer | None:
@@ -147,14 +239,16 @@ class Run:
         return self.workers.recall(identity, self.version)
 
     def prepare(self, staging: Staging) -> Commit | Answer:
-        """Check a staged update whole and plan its commit.
+        """Check a staged update whole and plan its commit; `Commit.ready` does the rest of what can fail.
 
         An Answer instead says that there is nothing to commit; it is stored. Raises what is wrong; then nothing has
         changed.
         """
         staging.check_complete()
         if staging.nonfinite is not None:
-            if self.spec.nonfinite == "reject":
+            if self.loss_scale is not None:
+                self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=False)
+            elif self.spec.nonfinite == "reject":
                 name = staging.nonfinite_parameter()
                 raise NonfiniteGradient(
                     f"run '{self.name}': the gradient for '{name}' holds a NaN or an infinity, expected finite values; "
@@ -163,7 +257,7 @@ class Run:
                     parameter=name,
                 )
             self.skipped_count += 1
-            return self._answer(staging.header.identity, Answer(Outcome.SKIPPED_NONFINITE, self.version))
+            return self._answer(staging.header.identity, self._make_answer(Outcome.SKIPPED_NONFINITE))
         samples = self.samples + staging.header.samples
         if not math.isfinite(samples):
             raise InvalidValue(
@@ -171,13 +265,22 @@ class Run:
                 "expected a finite sum; send smaller numbers"
             )
         settings = self.settings_with(staging.header)
+        given = dict(staging.header.given)
+        if self.loss_scale is not None:
+            given.setdefault("loss_scale", self.loss_scale.scale)
         groups = [
-            self.groups[number].prepare(self.memory.device, chosen, staging.present_in(number), self.moment)
+            self.groups[number].prepare(
+                self.memory.device,
+                chosen,
+                staging.present_in(number),
+                self.moment,
+                staging.inputs_of(number),
+                given,
+            )
             for number, chosen in enumerate(settings)
             if chosen is not None
         ]
-        gradients = [staging.transfers[number].vector for number, chosen in enumerate(settings) if chosen is not None]
-        return Commit(staging.header, groups, gradients, samples)
+        return Commit(staging.header, groups, self.spec.parsed_transforms, samples, given, self.spec.report_norms)
 
     def finish(self, commit: Commit) -> Answer:
         """Make an applied commit the present version and store its answer."""
@@ -186,9 +289,26 @@ class Run:
         self.version += 1
         self.changes += bool(commit.header.hyperparameters)
         self.samples = commit.samples
-        return self._answer(commit.header.identity, Answer(Outcome.COMMITTED, self.version))
+        if self.loss_scale is not None:
+            self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=True)
+        return self._answer(commit.header.identity, self._make_answer(Outcome.COMMITTED, tuple(commit.norms)))
 
     # Readers.
+
+    @property
+    def points(self) -> list[str]:
+        """The points that some group has."""
+        return sorted({"parameters"}.union(*(group.settings.points for group in self.groups if group.settings)))
+
+    def check_point(self, of: str) -> None:
+        """Raise UnknownPoint for one that no group has."""
+        if of not in self.points:
+            raise unknown(UnknownPoint, f"run '{self.name}': point", of, self.points)
+
+    def point_launches(self, of: str) -> list[tuple[Launch, dict[str, Vector]] | None]:
+        """For each group how to compute a point from the present state; None where the parameters serve."""
+        self.check_point(of)
+        return [group.point_launch(self.memory.device, of, self.moment) for group in self.groups]
 
     def hold(self, whole: bool = False) -> Hold:
         """Keep the present version's parameters, or its whole state, as it is until released."""
@@ -233,6 +353,23 @@ class Run:
             )
         settings = [state.settings for state in self.groups]
         return self._select(settings, group, hyperparameters, schedules, removed, keep_clock)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Take metrics: schedules that wait for one follow. Raises InvalidValue, UnknownArgument, LimitExceeded."""
+        if not metrics or not all(math.isfinite(value) for value in metrics.values()):
+            raise InvalidValue(
+                f"run '{self.name}': the metrics are {dict(metrics)!r:.200}, expected at least one, all finite; report "
+                "such"
+            )
+        known = self.metrics | dict(metrics)
+        if len(known) > _METRICS_MAX or max(map(len, known)) > _METRIC_NAME_MAX:
+            raise LimitExceeded(
+                f"run '{self.name}': {len(known)} metrics, expected at most {_METRICS_MAX} with names of at most "
+                f"{_METRIC_NAME_MAX} characters; report fewer"
+            )
+        settings = [group.settings and group.settings.reported(metrics, self.moment) for group in self.groups]
+        self.metrics = known
+        self.set_settings(settings)
 
     def set_settings(self, settings: Sequence[Settings | None]) -> None:
         """Make changed settings the present ones, from the next commit on."""
@@ -281,6 +418,8 @@ class Run:
             "changes": self.changes,
             "skipped_count": self.skipped_count,
             "duplicates_count": self.duplicates_count,
+            "loss_scale": self.loss_scale and [self.loss_scale.scale, self.loss_scale.good_count],
+            "metrics": self.metrics,
             "spec": self.spec.data,
             "settings": [group.settings and group.settings.to_data() for group in self.groups],
             "workers": self.workers.to_data(),
@@ -308,6 +447,9 @@ class Run:
         run.changes = int(data["changes"])
         run.skipped_count = int(data["skipped_count"])
         run.duplicates_count = int(data["duplicates_count"])
+        run.metrics = {str(name): float(value) for name, value in data["metrics"].items()}
+        if data["loss_scale"] is not None:
+            run.loss_scale = LossScale(float(data["loss_scale"][0]), int(data["loss_scale"][1]))
         return run, [None if chosen is None else settings_from_data(chosen) for chosen in data["settings"]]
 
     def take_arrays(self, settings: Sequence[Settings | None], arrays: Sequence[GroupArrays]) -> None:
@@ -322,6 +464,9 @@ class Run:
         self.memory.free([held.vector for group in self.groups for held in group.vectors.values() if not held.holders])
         self.memory.drop_kept()
         self.groups = []
+
+    def _make_answer(self, outcome: Outcome, norms: tuple[tuple[float, ...], ...] = ()) -> Answer:
+        return Answer(outcome, self.version, self.loss_scale.scale if self.loss_scale else None, norms)
 
     def _answer(self, identity: Identity, answer: Answer) -> Answer:
         self.workers.record(identity, answer)

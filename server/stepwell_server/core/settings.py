@@ -3,17 +3,26 @@
 Settings never change; a change makes new ones, so that everything which can fail has failed before state is touched.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from stepwell_server.core.arguments import REQUIRED, Kind, Value, unknown
-from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition
-from stepwell_server.core.compiler.program import Program, specialise
-from stepwell_server.core.errors import ChangeRefused, InvalidSpec, UnknownArgument
+from stepwell_server.core.compiler.array_program import ADOPT, ArrayProgram
+from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition, Rule
+from stepwell_server.core.compiler.first_step import check_first_step
+from stepwell_server.core.compiler.program import Program, point_program, specialise
+from stepwell_server.core.compiler.text import define_from_text, find_definition, refusing
+from stepwell_server.core.errors import ChangeRefused, InvalidSpec, InvalidValue, UnknownArgument
 from stepwell_server.core.optimizers import find_optimizer
-from stepwell_server.core.schedules import Clock, Schedule
+from stepwell_server.core.schedules import Clock, Schedule, find_schedule, plateau
+from stepwell_server.core.schedules.plateau import PlateauState
+from stepwell_server.core.transforms import Transforming, parse_transforms
+from stepwell_server.core.wrappers import Wrapping, parse_wrappers
+
+# A small and a large matrix, a vector, a filter: lengths in an optimizer's arguments tell them apart.
+_PROBES = ((2, 3), (1 << 20, 1 << 21), (7,), (3, 3, 64, 128))
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,50 @@ class Moment:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A schedule in force. origin: where its clock stood when it was set."""
+    """A schedule in force. origin: where its clock stood when it was set. state: what a plateau knows from reports."""
 
     schedule: Schedule
     origin: float
+    state: PlateauState | None = None
+
+    @property
+    def stateful(self) -> bool:
+        return find_schedule(self.schedule.name).stateful
+
+    def value(self, moment: Moment, initial: float) -> float:
+        """The hyperparameter's value for the commit at `moment`."""
+        if self.state is not None:
+            return plateau.value(self.state, initial)
+        return self.schedule(self.at(moment), initial)
+
+    def at(self, moment: Moment) -> float:
+        """Where the schedule's own clock stands."""
+        return max(0.0, moment.read(self.schedule.clock) - self.origin)
+
+    def reported(self, metrics: Mapping[str, float], initial: float) -> "Scheduled":
+        """After a report; raises InvalidValue where it is not clear which metric is meant."""
+        wanted = str(self.schedule.keywords["metric"])
+        if wanted and wanted not in metrics:
+            return self
+        if not wanted and len(metrics) > 1:
+            raise InvalidValue(
+                f"schedule '{self.schedule.name}' got the metrics {', '.join(sorted(metrics))}, expected one; report "
+                "one, or name it in the schedule's argument 'metric'",
+                argument="metric",
+            )
+        value = metrics[wanted] if wanted else next(iter(metrics.values()))
+        return replace(self, state=plateau.report(self.schedule.keywords, self.state or PlateauState(), value, initial))
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data, for a snapshot."""
+        return {"schedule": self.schedule.spec, "origin": self.origin, "state": self.state and vars(self.state)}
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any]) -> "Scheduled":
+        state = data["state"]
+        return Scheduled(
+            Schedule.parse(data["schedule"]), float(data["origin"]), None if state is None else PlateauState(**state)
+        )
 
 
 @dataclass(frozen=True)
@@ -46,6 +95,7 @@ class Settings:
     """own: every hyperparameter's own value; a schedule starts from it unless it sets absolute values.
 
     unset: those that have no value of their own, because only an absolute schedule gives them one.
+    wrappers: what runs after the optimizer, in order. transforms: what runs before it; some keep slots here.
     """
 
     definition: Definition
@@ -53,14 +103,93 @@ class Settings:
     own: Mapping[str, Value]
     schedules: Mapping[str, Scheduled]
     unset: frozenset[str] = frozenset()
+    wrappers: tuple[Wrapping, ...] = ()
+    transforms: tuple[Transforming, ...] = ()
 
     @property
     def step_per_parameter(self) -> bool:
-        return self.flavor in STEP_PER_PARAMETER
+        """Whether a parameter without a gradient is left alone; if not, every update must bring all gradients."""
+        return self.flavor in STEP_PER_PARAMETER and self.definition.scope != "group"
 
     @cached_property
     def program(self) -> Program:
-        return specialise(self.definition, self.own, live=self.schedules)
+        """What runs on the elements, with every optional input present; after array code, its wrappers."""
+        return self.program_with(self.definition.inputs)
+
+    @cached_property
+    def array_program(self) -> ArrayProgram | None:
+        """The rule as array code, where it is that."""
+        return ArrayProgram(self.definition, self.own) if self.definition.arrays else None
+
+    def program_with(self, inputs: Iterable[str]) -> Program:
+        """The program for an update that carries these inputs."""
+        base = ADOPT if self.definition.arrays else self.definition
+        optional = frozenset(inputs) & base.inputs.keys()
+        live = frozenset(self.schedules)
+        return specialise(base, self.values_of(self.own), live, optional, [each.definition for each in self.wrappers])
+
+    def values_of(self, own: Mapping[str, Value]) -> dict[str, Value]:
+        """Hyperparameters and the wrappers' arguments by the names that programs know."""
+        values = dict(own)
+        for each in self.wrappers:
+            values |= each.prefixed_values
+        return values
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of the state, the wrappers' last."""
+        before = self.array_program.slots if self.array_program else self.program_with(()).slots
+        return tuple(dict.fromkeys([*before, *self.program.slots, *self.transform_slots]))
+
+    @property
+    def transform_slots(self) -> list[str]:
+        return [each.prefix + name for each in self.transforms for name in each.definition.state]
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        return self.program.scalars
+
+    @property
+    def declared_scalars(self) -> dict[str, float]:
+        """What each scalar starts as."""
+        declared = dict(self.definition.scalars)
+        for each in self.wrappers:
+            declared |= {each.prefix + name: value for name, value in each.definition.scalars.items()}
+        return declared
+
+    @property
+    def initial_slots(self) -> dict[str, str | None]:
+        """What each slot starts as: "param", the name of a hyperparameter, or None for zero."""
+        sources = dict(self.definition.init)
+        for each in self.wrappers:
+            sources |= {each.prefix + name: source for name, source in each.definition.init.items()}
+        return {name: sources.get(name) for name in self.slots}
+
+    @property
+    def slot_shapes(self) -> dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]]:
+        """For slots that are not shaped like their parameter: their shape from the parameter's."""
+        own = self.array_program
+        return {name: partial(own.slot_shape, name) for name in own.slots} if own else {}
+
+    def point(self, of: str) -> Program | None:
+        """How to compute a point; None for the parameters as they are stored, and for a point that is not here."""
+        # nag keeps the parameters at the look-ahead point, and may serve the others.
+        return self.points.get("evaluation" if of == "parameters" and self.own.get("serve") == "theta" else of)
+
+    @cached_property
+    def points(self) -> dict[str, Program]:
+        """How to compute each point that this optimizer and its wrappers offer."""
+        values = self.values_of(self.own)
+        rules: dict[str, tuple[Definition, Rule, str, Mapping[str, Value]]] = {}
+        for name, rule in self.definition.points.items():
+            rules[name] = (self.definition, rule, "", values)
+        for each in self.wrappers:
+            for name, rule in each.definition.points.items():
+                rules[name] = (each.definition, rule, each.prefix, values)
+        return {
+            name: point_program(definition, rule, known, prefix)
+            for name, (definition, rule, prefix, known) in rules.items()
+        }
 
     def at(self, moment: Moment) -> dict[str, Value]:
         """Every hyperparameter's value for the commit at `moment`; raises InvalidValue for one out of its range."""
@@ -68,11 +197,21 @@ class Settings:
         for name, scheduled in self.schedules.items():
             own = self.own[name]
             initial = own if isinstance(own, float) else 0.0
-            at = max(0.0, moment.read(scheduled.schedule.clock) - scheduled.origin)
-            value = scheduled.schedule(at, initial)
-            owner = f"schedule '{scheduled.schedule.name}' of '{self.definition.name}' at {at:g}"
+            value = scheduled.value(moment, initial)
+            owner = f"schedule '{scheduled.schedule.name}' of '{self.definition.name}' at {scheduled.at(moment):g}"
             values[name] = self.definition.arguments[name].check(value, owner)
-        return values
+        return self.values_of(values)
+
+    def reported(self, metrics: Mapping[str, float], moment: Moment) -> "Settings":
+        """The settings after a report of metrics; raises what a schedule that waits for one objects to."""
+        after = dict(self.schedules)
+        for name, scheduled in self.schedules.items():
+            own = self.own[name]
+            if scheduled.stateful and isinstance(own, float):
+                after[name] = scheduled.reported(metrics, own)
+        reported = replace(self, schedules=after)
+        reported.at(moment)
+        return reported
 
     def changed(
         self,
@@ -90,10 +229,11 @@ class Settings:
         new = _parse_schedules(self.definition, self.flavor, schedules, moment)
         if keep_clock:
             new = {name: replace(scheduled, origin=self._origin(name, scheduled)) for name, scheduled in new.items()}
-        after = _join(self.definition, self.flavor, self._given() | expand_aliases(hyperparameters), kept | new)
-        before_state = self.program.slots + self.program.scalars
-        after_state = after.program.slots + after.program.scalars
-        if before_state != after_state:
+        given = self._given() | expand_aliases(hyperparameters)
+        after = _join(self.definition, self.flavor, given, kept | new, self.wrappers, self.transforms)
+        after.check_definition()
+        before_state, after_state = self.slots + self.scalars, after.slots + after.scalars
+        if before_state != after_state or self._probed_shapes() != after._probed_shapes():
             raise ChangeRefused(
                 f"optimizer '{self.definition.name}': the change would make the slots {list(after_state)}, expected "
                 f"{list(before_state)}; change only what keeps them: {', '.join(self._changeable())}",
@@ -103,6 +243,25 @@ class Settings:
         after.at(moment)
         return after
 
+    def check_definition(self) -> None:
+        """Raise InvalidSpec for a definition from text of which these values pick a part that cannot be compiled."""
+        if not self.definition.text:
+            return
+        with refusing(self.definition):
+            _ = self.program, self.slots
+        own = {*self.definition.state, *self.definition.arguments}
+        added: list[str] = [each.prefix + name for each in self.transforms for name in each.definition.state]
+        for each in self.wrappers:
+            added += [each.prefix + name for name in (*each.definition.state, *each.definition.arguments)]
+        for name in added:
+            if name in own:
+                raise InvalidSpec(
+                    f"definition: '{name}' is also what a wrapper or transform of the run keeps, expected another "
+                    "name; rename it",
+                    argument="definition",
+                    got=name,
+                )
+
     @property
     def arguments(self) -> dict[str, Any]:
         return self.definition.arguments_of(self.flavor)
@@ -111,12 +270,12 @@ class Settings:
         """The settings as plain data, for a snapshot."""
         return {
             "optimizer": self.definition.name,
+            "definition": self.definition.text,
             "flavor": self.flavor,
             "own": self._given(),
-            "schedules": {
-                name: {"schedule": scheduled.schedule.spec, "origin": scheduled.origin}
-                for name, scheduled in self.schedules.items()
-            },
+            "schedules": {name: scheduled.to_data() for name, scheduled in self.schedules.items()},
+            "wrappers": [each.spec for each in self.wrappers],
+            "transforms": [each.spec for each in self.transforms],
         }
 
     def _origin(self, name: str, new: Scheduled) -> float:
@@ -129,6 +288,10 @@ class Settings:
         left_out = self.unset | self.definition.fixed.keys()
         return {name: value for name, value in self.own.items() if name not in left_out}
 
+    def _probed_shapes(self) -> list[tuple[int, ...]]:
+        """The slots' shapes beside some parameters: what a change of a length would alter."""
+        return [shape(probe) for shape in self.slot_shapes.values() for probe in _PROBES]
+
     def _changeable(self) -> list[str]:
         return [name for name, argument in self.arguments.items() if argument.kind in (Kind.NUMBER, Kind.INTEGER)]
 
@@ -139,28 +302,44 @@ def make_settings(
     hyperparameters: Mapping[str, object],
     schedules: Mapping[str, Mapping[str, Any]],
     moment: Moment,
+    wrappers: tuple[Wrapping, ...] = (),
+    transforms: tuple[Transforming, ...] = (),
+    text: str = "",
 ) -> Settings:
-    """Settings from a spec's words. Raises Unknown..., InvalidValue or InvalidSpec, each naming the field."""
-    definition = find_optimizer(optimizer)
+    """Settings from a spec's words. Raises Unknown..., InvalidValue or InvalidSpec, each naming the field.
+
+    text: the optimizer's definition, where it is not one of the server's.
+    """
+    definition = find_definition(optimizer, text)
     flavor = definition.flavor(flavor)
     parsed = _parse_schedules(definition, flavor, schedules, moment)
-    settings = _join(definition, flavor, expand_aliases(hyperparameters), parsed)
-    settings.at(moment)
+    settings = _join(definition, flavor, expand_aliases(hyperparameters), parsed, wrappers, transforms)
+    settings.check_definition()
+    check_first_step(definition, settings.at(moment), schedules)
     return settings
 
 
 def settings_from_data(data: Mapping[str, Any]) -> Settings:
     """What `to_data` gave."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in data["own"].items()}
-    schedules = {
-        name: Scheduled(Schedule.parse(scheduled["schedule"]), float(scheduled["origin"]))
-        for name, scheduled in data["schedules"].items()
-    }
-    return _join(find_optimizer(data["optimizer"]), data["flavor"], given, schedules)
+    schedules = {name: Scheduled.from_data(scheduled) for name, scheduled in data["schedules"].items()}
+    return _join(
+        define_from_text(data["definition"]) if data.get("definition") else find_optimizer(data["optimizer"]),
+        data["flavor"],
+        given,
+        schedules,
+        parse_wrappers(data["wrappers"]),
+        parse_transforms(data["transforms"]),
+    )
 
 
 def _join(
-    definition: Definition, flavor: str, given: Mapping[str, object], schedules: Mapping[str, Scheduled]
+    definition: Definition,
+    flavor: str,
+    given: Mapping[str, object],
+    schedules: Mapping[str, Scheduled],
+    wrappers: tuple[Wrapping, ...],
+    transforms: tuple[Transforming, ...],
 ) -> Settings:
     """Settings from values and schedules; a value that is required may be left to an absolute schedule."""
     arguments = definition.arguments_of(flavor)
@@ -169,7 +348,9 @@ def _join(
         for name, scheduled in schedules.items()
         if scheduled.schedule.absolute and name not in given and arguments[name].default is REQUIRED
     )
-    own = definition.resolve(flavor, dict.fromkeys(unset, 0.0) | dict(given), live=schedules)
+    # A stand-in that no commit uses; an argument that must be above 0 would refuse 0.
+    stand_ins = {name: 0.0 if 0.0 in arguments[name].range else 1.0 for name in unset}
+    own = definition.resolve(flavor, stand_ins | dict(given), live=schedules)
     for name in schedules:
         if own[name] is None:
             raise InvalidSpec(
@@ -177,7 +358,13 @@ def _join(
                 "schedule; give a number, or take the schedule away",
                 argument=name,
             )
-    return Settings(definition, flavor, own, schedules, unset)
+    for each in wrappers:
+        if "lr" in each.definition.given and "lr" not in definition.arguments:
+            raise InvalidSpec(
+                f"wrapper '{each.definition.name}' looks at the learning rate, which optimizer '{definition.name}' has "
+                "not; choose another"
+            )
+    return Settings(definition, flavor, own, schedules, unset, wrappers, transforms)
 
 
 def _parse_schedules(

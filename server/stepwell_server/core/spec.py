@@ -1,7 +1,7 @@
 """What a client asks for when it creates a run: everything except the values of its parameters."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from stepwell_server.core.arguments import POSITIVE
+from stepwell_server.core.compiler.text import define_from_text, digest
 from stepwell_server.core.errors import InvalidSpec, InvalidValue
-from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, ParameterSpec, build_layout
+from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, LayoutGroup, ParameterSpec, build_layout
 from stepwell_server.core.schedules import Schedule, find_schedule
 from stepwell_server.core.settings import Moment, Settings, expand_aliases, make_settings
+from stepwell_server.core.transforms import Transforming, parse_transforms
+from stepwell_server.core.wrappers import Wrapping, parse_wrappers
 
 Schedules = Mapping[str, Mapping[str, Any]]
 
@@ -24,7 +27,10 @@ NONFINITE = ("reject", "skip", "allow")
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """Parameters that share settings. optimizer "": the run's; parameters: globs over names."""
+    """Parameters that share settings. optimizer "": the run's; parameters: globs over names.
+
+    definition: an optimizer as text, as of RunSpec.
+    """
 
     name: str
     parameters: tuple[str, ...]
@@ -33,11 +39,16 @@ class GroupSpec:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     schedules: Schedules = field(default_factory=dict)
     frozen: bool = False
+    definition: str = ""
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run's definition, in plain data. flavor "": the optimizer's first."""
+    """A run's definition, in plain data. flavor "": the optimizer's first.
+
+    transforms, wrappers: [{"name": ..., arguments}], for all groups. report_norms: whether answers tell them.
+    definition: an optimizer as text, see `compiler/text.py`; then optimizer is its function's name, or "".
+    """
 
     parameters: tuple[ParameterSpec, ...]
     optimizer: str
@@ -47,6 +58,15 @@ class RunSpec:
     groups: tuple[GroupSpec, ...] = ()
     nonfinite: str = "reject"
     samples_per_epoch: float | None = None
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    wrappers: tuple[Mapping[str, Any], ...] = ()
+    report_norms: bool = False
+    definition: str = ""
+
+    @cached_property
+    def parsed_transforms(self) -> tuple[Transforming, ...]:
+        """The transforms, checked; raises what `parse_transforms` raises."""
+        return parse_transforms(self.transforms)
 
     def layout(self) -> Layout:
         """Where the parameters lie; raises as `build_layout`."""
@@ -63,8 +83,12 @@ class RunSpec:
             )
         if all(group.frozen for group in layout.groups):
             raise InvalidSpec("every parameter is frozen, expected one to optimize; leave one unfrozen")
+        _ = self.parsed_transforms
+        wrappers = parse_wrappers(self.wrappers)
         specs = {group.name: group for group in (GroupSpec(DEFAULT_GROUP, ()), *self.groups)}
-        made = {name: self._settings(specs[name]) for name in {group.name for group in layout.groups}}
+        made = {name: self._settings(specs[name], wrappers) for name in {group.name for group in layout.groups}}
+        for name, settings in made.items():
+            _check_groups_of(name, settings, [group for group in layout.groups if group.name == name], layout)
         return [made[group.name] for group in layout.groups]
 
     def differences(self, other: "RunSpec") -> list[str]:
@@ -89,6 +113,10 @@ class RunSpec:
             "groups": [vars(group) | {"parameters": list(group.parameters)} for group in self.groups],
             "nonfinite": self.nonfinite,
             "samples_per_epoch": self.samples_per_epoch,
+            "transforms": [dict(each) for each in self.transforms],
+            "wrappers": [dict(each) for each in self.wrappers],
+            "report_norms": self.report_norms,
+            "definition": self.definition,
         }
 
     @staticmethod
@@ -98,20 +126,30 @@ class RunSpec:
             ParameterSpec(name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in data["parameters"]
         )
         groups = tuple(GroupSpec(**(group | {"parameters": tuple(group["parameters"])})) for group in data["groups"])
-        return RunSpec(**({**data} | {"parameters": parameters, "groups": groups}))
+        listed = {name: tuple(data[name]) for name in ("transforms", "wrappers")}
+        return RunSpec(**({**data} | listed | {"parameters": parameters, "groups": groups}))
 
-    def _settings(self, group: GroupSpec) -> Settings | None:
+    def _settings(self, group: GroupSpec, wrappers: tuple[Wrapping, ...]) -> Settings | None:
         start = Moment(0, 0.0, self.samples_per_epoch)
         if group.frozen:
-            if group.optimizer or group.hyperparameters or group.schedules:
+            if group.optimizer or group.definition or group.hyperparameters or group.schedules:
                 raise InvalidSpec(
                     f"group '{group.name}' is frozen and has an optimizer, hyperparameters or schedules, expected "
                     "none; leave out one or the other",
                     group=group.name,
                 )
             return None
-        if group.optimizer and group.optimizer != self.optimizer:
-            return make_settings(group.optimizer, group.flavor, group.hyperparameters, group.schedules, start)
+        if not self._is_own(group):
+            return make_settings(
+                group.optimizer,
+                group.flavor,
+                group.hyperparameters,
+                group.schedules,
+                start,
+                wrappers,
+                self.parsed_transforms,
+                group.definition,
+            )
         own = expand_aliases(group.hyperparameters)
         schedules = {name: spec for name, spec in self.schedules.items() if name not in own}
         return make_settings(
@@ -120,11 +158,29 @@ class RunSpec:
             expand_aliases(self.hyperparameters) | own,
             schedules | dict(group.schedules),
             start,
+            wrappers,
+            self.parsed_transforms,
+            self.definition,
         )
+
+    def _is_own(self, group: GroupSpec) -> bool:
+        """Whether a group has the run's optimizer, and so begins with the run's hyperparameters."""
+        if group.definition:
+            return bool(self.definition) and digest(define_from_text(group.definition)) == digest(
+                define_from_text(self.definition)
+            )
+        name = define_from_text(self.definition).name if self.definition else self.optimizer
+        return group.optimizer in ("", name)
 
     def _canonical(self) -> dict[str, str]:
         layout = self.layout()
-        facts = {"nonfinite": self.nonfinite, "samples_per_epoch": str(self.samples_per_epoch)}
+        facts = {
+            "nonfinite": self.nonfinite,
+            "samples_per_epoch": str(self.samples_per_epoch),
+            "report_norms": str(self.report_norms),
+            "transforms": str([each.spec for each in self.parsed_transforms]),
+            "wrappers": str([each.spec for each in parse_wrappers(self.wrappers)]),
+        }
         for placed in layout.parameters:
             group = layout.groups[placed.group].name
             facts[f"parameter '{placed.spec.name}'"] = f"{placed.spec.dtype} {placed.spec.shape} in group '{group}'"
@@ -133,12 +189,29 @@ class RunSpec:
             if settings is None:
                 facts[f"group '{group}'"] = "frozen"
                 continue
-            facts[f"group '{group}': optimizer"] = f"{settings.definition.name} ({settings.flavor})"
+            text = f", definition {digest(settings.definition)}" if settings.definition.text else ""
+            facts[f"group '{group}': optimizer"] = f"{settings.definition.name} ({settings.flavor}){text}"
             for name, value in settings.own.items():
                 facts[f"group '{group}': {name}"] = repr(value)
             for name, scheduled in settings.schedules.items():
                 facts[f"group '{group}': schedule of {name}"] = _describe(scheduled.schedule)
         return facts
+
+
+def _check_groups_of(name: str, settings: Settings | None, groups: Sequence[LayoutGroup], layout: Layout) -> None:
+    """Raise InvalidSpec for parameters that a group's optimizer cannot take."""
+    program = settings.array_program if settings else None
+    if settings is None or program is None:
+        return
+    if settings.definition.scope == "group" and len(groups) > 1:
+        raise InvalidSpec(
+            f"group '{name}' has parameters of {len(groups)} dtypes, expected one: {settings.definition.name} works on "
+            "all of them as one vector; split the group",
+            group=name,
+        )
+    for group in groups:
+        for index, shape in zip(group.indices, group.shapes, strict=True):
+            program.check_shape(layout.parameters[index].spec.name, shape)
 
 
 def _describe(schedule: Schedule, root: bool = True) -> str:

@@ -4,14 +4,25 @@
 """
 
 import bisect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepwell_server.core.devices.cpu import CpuDevice
-from stepwell_server.core.errors import GradientRequired, IncompleteUpdate, InvalidRange, InvalidValue, LimitExceeded
+from stepwell_server.core.arguments import unknown
+from stepwell_server.core.devices.device import Device
+from stepwell_server.core.errors import (
+    GradientRequired,
+    IncompleteUpdate,
+    InputRequired,
+    InvalidRange,
+    InvalidValue,
+    LimitExceeded,
+    UnknownArgument,
+)
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.settings import Settings
@@ -26,13 +37,16 @@ class UpdateHeader:
     """What an update carries.
 
     without_gradient: indices of parameters that have none, ascending. hyperparameters: numbers by group name ("" for
-    every group that has them).
+    every group that has them). inputs: the vectors that it brings beside the gradient, by name. given: numbers that
+    it brings, of `GIVEN_NUMBERS`.
     """
 
     identity: Identity
     without_gradient: tuple[int, ...] = ()
     samples: float = 0.0
     hyperparameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    given: Mapping[str, float] = field(default_factory=dict)
 
 
 class Coverage:
@@ -69,15 +83,25 @@ class GroupTransfer:
     """One vector on its way in: placed range by range, whole when every expected byte has come once."""
 
     def __init__(self, layout: LayoutGroup, vector: Vector, what: str) -> None:
+        """vector: of the layout's state type; what arrives is of the layout's own."""
         self.layout = layout
         self.vector = vector
         self.what = what
         # Parameters without a gradient cut the rest into as many pieces as there are parameters, at most.
         self.coverage = Coverage(max(_INTERVALS_MAX, len(layout.indices)))
 
-    def admit(self, begin: int, size: int) -> None:
-        """Count a range before it is placed; raises InvalidRange."""
+    def admit(self, begin: int, size: int, dtype: np.dtype[Any] | None = None) -> None:
+        """Count a range before it is placed; raises InvalidRange.
+
+        begin: in bytes of the layout's type. size: in bytes of `dtype`, the type of what arrives; None: the layout's.
+        """
         itemsize = self.layout.dtype.itemsize
+        if dtype is not None and dtype != self.layout.dtype:
+            if size % dtype.itemsize:
+                raise InvalidRange(
+                    f"{self.what}: a range of {size} bytes, expected whole elements of {dtype.name}; correct it"
+                )
+            size = size // dtype.itemsize * itemsize
         if size <= 0 or begin < 0 or begin % itemsize or size % itemsize or begin + size > self.layout.packed_bytes:
             raise InvalidRange(
                 f"{self.what}: a range of {size} bytes at {begin}, expected whole elements of {itemsize} bytes within "
@@ -85,10 +109,14 @@ class GroupTransfer:
             )
         self.coverage.add(begin, begin + size, self.what)
 
-    def place(self, device: CpuDevice, begin: int, data: bytes) -> None:
-        """Copy an admitted range to its place; safe on any thread."""
+    def place(self, device: Device, begin: int, data: bytes, dtype: np.dtype[Any] | None = None) -> None:
+        """Copy an admitted range to its place, widened or narrowed to the vector's type; safe on any thread."""
+        layout = self.layout.state
+        begin = begin // self.layout.dtype.itemsize * layout.dtype.itemsize
         packed = np.frombuffer(data, np.uint8)
-        device.place(self.vector, packed, begin, self.layout.packed_offsets, self.layout.vector_offsets)
+        device.place(
+            self.vector, packed, begin, layout.packed_offsets, layout.vector_offsets, dtype or self.layout.dtype
+        )
 
     def check_complete(self, present: NDArray[np.bool_] | None = None) -> None:
         """Raise IncompleteUpdate or InvalidRange unless exactly the parameters present have arrived."""
@@ -109,8 +137,12 @@ class GroupTransfer:
         )
 
 
+# A staged vector: the group, and 0 for the gradient or 1, 2, ... for the header's inputs.
+Key = tuple[int, int]
+
+
 class Staging:
-    """An update's gradients on their way in. vectors: one per group of the layout that takes gradients, by group."""
+    """An update's gradients and other inputs on their way in. vectors: as `sizes` asks for them."""
 
     def __init__(
         self,
@@ -118,43 +150,76 @@ class Staging:
         header: UpdateHeader,
         layout: Layout,
         settings: Sequence[Settings | None],
-        vectors: Mapping[int, Vector],
+        vectors: Mapping[Key, Vector],
         check_finite: bool,
     ) -> None:
         self.header = header
         self.layout = layout
         self.present = _present(run, header, layout, settings)
+        _check_inputs(run, header, settings)
         self.transfers = {
-            group: GroupTransfer(layout.groups[group], vector, f"run '{run}', group {group}")
-            for group, vector in vectors.items()
+            (group, number): GroupTransfer(
+                layout.groups[group], vector, f"run '{run}', group {group}" + (f", input {number}" if number else "")
+            )
+            for (group, number), vector in vectors.items()
         }
-        self.nonfinite: tuple[int, int] | None = None
+        self.nonfinite: tuple[Key, int] | None = None
         self._check_finite = check_finite
 
     @staticmethod
-    def sizes(layout: Layout) -> dict[int, Size]:
-        """The vectors that staging needs, by group."""
-        return {number: (group.elements, group.dtype) for number, group in enumerate(layout.groups) if not group.frozen}
+    def sizes(layout: Layout, settings: Sequence[Settings | None], header: UpdateHeader) -> dict[Key, Size]:
+        """The vectors that staging needs, by group and input."""
+        sizes: dict[Key, Size] = {}
+        for number, (group, chosen) in enumerate(zip(layout.groups, settings, strict=True)):
+            if chosen is None:
+                continue
+            sizes[number, 0] = (group.state.elements, group.state.dtype)
+            for place, name in enumerate(header.inputs, 1):
+                if name in chosen.definition.inputs:
+                    sizes[number, place] = sizes[number, 0]
+        return sizes
 
-    def admit(self, group: int, begin: int, size: int) -> None:
-        """Count a range before it is placed; raises InvalidRange."""
-        if group not in self.transfers:
+    def admit(self, group: int, begin: int, size: int, number: int = 0, dtype: np.dtype[Any] | None = None) -> None:
+        """Count a range before it is placed; raises InvalidRange. number: 0 for gradients, else the input's."""
+        if (group, number) not in self.transfers:
+            known = sorted({group for group, _ in self.transfers})
             raise InvalidRange(
-                f"a range for group {group}, expected one of {sorted(self.transfers)}; frozen groups take no gradients"
+                f"a range for group {group}, input {number}, expected one of the groups {known} and the inputs "
+                f"{list(self.header.inputs)} that the header names; frozen groups take no gradients"
             )
-        self.transfers[group].admit(begin, size)
+        self.transfers[group, number].admit(begin, size, dtype)
 
-    def place(self, device: CpuDevice, group: int, begin: int, data: bytes) -> None:
+    def place(
+        self,
+        device: Device,
+        group: int,
+        begin: int,
+        data: bytes,
+        number: int = 0,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
         """Copy an admitted range to its place and test it; safe on any thread."""
-        transfer = self.transfers[group]
-        transfer.place(device, begin, data)
-        if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), transfer.layout.dtype):
-            values = np.frombuffer(data, transfer.layout.dtype)
-            self.nonfinite = (group, begin + int(np.argmin(np.isfinite(values))) * values.itemsize)
+        transfer = self.transfers[group, number]
+        transfer.place(device, begin, data, dtype)
+        arrived = dtype or transfer.layout.dtype
+        if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
+            finite = np.isfinite(np.frombuffer(data, arrived))
+            self.nonfinite = ((group, number), begin + int(np.argmin(finite)) * transfer.layout.dtype.itemsize)
+
+    def inputs_of(self, group: int) -> dict[str, Vector]:
+        """The vectors that arrived for a group, by the names that its optimizer knows; the gradient under "grad"."""
+        names = ("grad", *self.header.inputs)
+        return {
+            names[number]: transfer.vector for (owner, number), transfer in self.transfers.items() if owner == group
+        }
+
+    @property
+    def vectors(self) -> list[Vector]:
+        return [transfer.vector for transfer in self.transfers.values()]
 
     def check_complete(self) -> None:
         """Raise IncompleteUpdate or InvalidRange unless exactly what the header declares has arrived."""
-        for group, transfer in self.transfers.items():
+        for (group, _), transfer in self.transfers.items():
             transfer.check_complete(self.present_in(group))
 
     def present_in(self, group: int) -> NDArray[np.bool_] | None:
@@ -164,7 +229,7 @@ class Staging:
     def nonfinite_parameter(self) -> str:
         """The name of a parameter whose gradient is not finite."""
         assert self.nonfinite is not None
-        number, at = self.nonfinite
+        (number, _), at = self.nonfinite
         group = self.layout.groups[number]
         place = int(np.searchsorted(group.packed_offsets, at, side="right")) - 1
         return self.layout.parameters[group.indices[place]].spec.name
@@ -193,6 +258,31 @@ def _present(
                 parameters=absent[:_NAMES_SHOWN],
             )
     return present
+
+
+def _check_inputs(run: str, header: UpdateHeader, settings: Iterable[Settings | None]) -> None:
+    """Raise InputRequired for what an optimizer needs and the update lacks, UnknownArgument for what nobody takes."""
+    taken: set[str] = set()
+    for chosen in settings:
+        if chosen is None:
+            continue
+        taken |= chosen.definition.inputs.keys()
+        required = {name for name, need in chosen.definition.inputs.items() if need == "required"}
+        lacking = [*sorted(required - set(header.inputs)), *(set(chosen.definition.numbers) - header.given.keys())]
+        if lacking:
+            raise InputRequired(
+                f"run '{run}': the update has no {lacking[0]}, expected one: optimizer '{chosen.definition.name}' "
+                "needs it beside the gradient; send it with every update",
+                missing=lacking[0],
+            )
+    for name in header.inputs:
+        if name not in taken:
+            raise unknown(UnknownArgument, f"run '{run}': input", name, taken)
+    if len(set(header.inputs)) < len(header.inputs):
+        raise InvalidValue(f"run '{run}': an input is named twice in {header.inputs}, expected each once")
+    for name, value in header.given.items():
+        if not math.isfinite(value) or (name == "loss_scale" and value <= 0):
+            raise InvalidValue(f"run '{run}': {name} is {value}, expected a finite number; send one", argument=name)
 
 
 def _expected(layout: LayoutGroup, present: NDArray[np.bool_] | None) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ commit in order; the latest answers are kept, so that a retry gets the answer of
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -32,10 +32,31 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an update. committed_version: the version that holds it; for a skipped one, that it found."""
+    """What became of an update.
+
+    committed_version: the version that holds it; for a skipped one, that it found. loss_scale: what to multiply the
+    next loss by, where the run steers it. norms: of the gradients and of the parameters, each by p = 1, 2 and infinity,
+    where the run reports them.
+    """
 
     outcome: Outcome
     committed_version: int
+    loss_scale: float | None = None
+    norms: tuple[tuple[float, ...], ...] = ()
+
+    def to_data(self) -> list[Any]:
+        """Plain data, for a snapshot."""
+        return [self.outcome.value, self.committed_version, self.loss_scale, [list(each) for each in self.norms]]
+
+    @staticmethod
+    def from_data(data: Sequence[Any]) -> "Answer":
+        outcome, version, loss_scale, norms = data
+        return Answer(
+            Outcome(outcome),
+            int(version),
+            None if loss_scale is None else float(loss_scale),
+            tuple(tuple(float(number) for number in each) for each in norms),
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,7 @@ class Workers:
                     "epoch": worker.epoch,
                     "last_sequence": worker.last_sequence,
                     "answers": [
-                        [sequence, fingerprint.hex(), answer.outcome.value, answer.committed_version]
+                        [sequence, fingerprint.hex(), *answer.to_data()]
                         for sequence, (fingerprint, answer) in worker.answers.items()
                     ],
                 }
@@ -173,8 +194,8 @@ class Workers:
                 int(worker["epoch"]),
                 int(worker["last_sequence"]),
                 OrderedDict(
-                    (int(sequence), (bytes.fromhex(fingerprint), Answer(Outcome(outcome), int(version))))
-                    for sequence, fingerprint, outcome, version in worker["answers"]
+                    (int(sequence), (bytes.fromhex(fingerprint), Answer.from_data(rest)))
+                    for sequence, fingerprint, *rest in worker["answers"]
                 ),
             )
             for name, worker in data["joined"].items()

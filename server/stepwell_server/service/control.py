@@ -11,6 +11,8 @@ from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRe
 from stepwell_server.core.layout import check_name
 from stepwell_server.core.optimizers import OPTIMIZERS
 from stepwell_server.core.schedules import Schedule, list_schedules, preview
+from stepwell_server.core.transforms import TRANSFORMS
+from stepwell_server.core.wrappers import WRAPPERS
 from stepwell_server.service import encode
 from stepwell_server.service.hosted import HostedRun
 from stepwell_server.service.runs import Claim, Runs
@@ -104,6 +106,11 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         )
         return pb.UpdateRunResponse(run=encode.encode_run(hosted.run))
 
+    async def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportResponse:
+        hosted = self._runs.get(request.run)
+        await hosted.report(dict(request.metrics))
+        return pb.ReportResponse(run=encode.encode_run(hosted.run))
+
     async def DeleteRun(self, request: pb.DeleteRunRequest, context: Any) -> pb.DeleteRunResponse:
         await self._runs.delete(request.run)
         return pb.DeleteRunResponse()
@@ -115,6 +122,12 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
 
     async def ListSchedules(self, request: pb.ListSchedulesRequest, context: Any) -> pb.ListSchedulesResponse:
         return pb.ListSchedulesResponse(schedules=[encode.encode_schedule_entry(entry) for entry in list_schedules()])
+
+    async def ListParts(self, request: pb.ListPartsRequest, context: Any) -> pb.ListPartsResponse:
+        return pb.ListPartsResponse(
+            transforms=[encode.encode_part_entry(definition) for _, definition in sorted(TRANSFORMS.items())],
+            wrappers=[encode.encode_part_entry(definition) for _, definition in sorted(WRAPPERS.items())],
+        )
 
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Any) -> pb.PreviewScheduleResponse:
         if request.steps > _PREVIEW_STEPS_MAX:

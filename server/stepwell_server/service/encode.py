@@ -8,16 +8,17 @@ from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
 from stepwell.wire import (
     decode_dtype,
     decode_nonfinite,
+    decode_part,
     decode_schedule,
     decode_value,
     encode_dtype,
     encode_nonfinite,
+    encode_part,
     encode_schedule,
     encode_value,
 )
 from stepwell_server.core.arguments import Argument, Kind, Required, Value
-from stepwell_server.core.compiler.definition import STEP_PER_PARAMETER, Definition
-from stepwell_server.core.compiler.program import specialise
+from stepwell_server.core.compiler.definition import GIVEN_NUMBERS, Definition
 from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import Layout, ParameterSpec
 from stepwell_server.core.run import Run
@@ -68,11 +69,16 @@ def decode_spec(message: run_pb2.Spec, parameters_max: int) -> RunSpec:
                 hyperparameters=decode_values(group.hyperparameters),
                 schedules=decode_schedules(group.schedules),
                 frozen=group.frozen,
+                definition=group.definition,
             )
             for group in message.groups
         ),
         nonfinite=decode_nonfinite(message.nonfinite),
         samples_per_epoch=message.samples_per_epoch if message.HasField("samples_per_epoch") else None,
+        definition=message.definition,
+        transforms=tuple(decode_part(part) for part in message.transforms),
+        wrappers=tuple(decode_part(part) for part in message.wrappers),
+        report_norms=message.report_norms,
     )
 
 
@@ -90,6 +96,8 @@ def decode_header(message: data_pb2.UpdateHeader) -> UpdateHeader:
         without_gradient=tuple(message.without_gradient),
         samples=message.samples,
         hyperparameters={group.group: dict(group.values) for group in message.hyperparameters},
+        inputs=tuple(message.inputs),
+        given={name: getattr(message, name) for name in GIVEN_NUMBERS if message.HasField(name)},
     )
 
 
@@ -109,7 +117,15 @@ def decode_identity(message: data_pb2.UpdateIdentity) -> Identity:
 
 
 def encode_answer(answer: Answer) -> data_pb2.Answer:
-    return data_pb2.Answer(outcome=_OUTCOMES[answer.outcome], committed_version=answer.committed_version)
+    message = data_pb2.Answer(
+        outcome=_OUTCOMES[answer.outcome], committed_version=answer.committed_version, loss_scale=answer.loss_scale
+    )
+    if answer.norms:
+        for norms, (l1, l2, maximum) in zip(
+            (message.gradient_norms, message.parameter_norms), answer.norms, strict=True
+        ):
+            norms.l1, norms.l2, norms.maximum = l1, l2, maximum
+    return message
 
 
 def encode_run(run: Run) -> run_pb2.Run:
@@ -125,6 +141,9 @@ def encode_run(run: Run) -> run_pb2.Run:
         state_bytes=run.state_bytes,
         skipped_count=run.skipped_count,
         duplicates_count=run.duplicates_count,
+        loss_scale=run.loss_scale.scale if run.loss_scale else None,
+        points=run.points,
+        metrics=run.metrics,
     )
     for group in run.groups:
         state = message.groups.add(name=group.layout.name, dtype=encode_dtype(group.layout.dtype))
@@ -133,12 +152,12 @@ def encode_run(run: Run) -> run_pb2.Run:
         settings = group.settings
         state.optimizer, state.flavor = settings.definition.name, settings.flavor
         for name, value in _present(settings, run.moment).items():
-            if name not in settings.definition.fixed:
+            if name in settings.arguments:
                 state.hyperparameters[name].CopyFrom(encode_value(value))
         for name, scheduled in settings.schedules.items():
             state.schedules[name].CopyFrom(encode_schedule(scheduled.schedule.spec))
-        state.slots.extend(settings.program.slots)
-        state.scalars.extend(settings.program.scalars)
+        state.slots.extend(settings.slots)
+        state.scalars.extend(settings.scalars)
     for name, worker in sorted(run.workers.joined.items()):
         message.workers.add(name=name, epoch=worker.epoch, last_sequence=worker.last_sequence)
     return message
@@ -181,16 +200,32 @@ def encode_optimizer(definition: Definition) -> control_pb2.Optimizer:
     )
     for flavor in definition.flavors:
         arguments = definition.arguments_of(flavor)
-        needed = {name: 0.0 for name, argument in arguments.items() if isinstance(argument.default, Required)}
-        program = specialise(definition, definition.resolve(flavor, needed))
+        needed = {name: 1.0 for name, argument in arguments.items() if isinstance(argument.default, Required)}
+        settings = Settings(definition, flavor, definition.resolve(flavor, needed), {})
         message.flavors.add(
             name=flavor,
             arguments=[_encode_argument(argument) for argument in arguments.values()],
-            slots=program.slots,
-            scalars=program.scalars,
-            step_per_parameter=flavor in STEP_PER_PARAMETER,
+            slots=settings.slots,
+            scalars=settings.scalars,
+            step_per_parameter=settings.step_per_parameter,
         )
+    message.inputs.extend(definition.inputs)
+    message.required.extend(name for name, need in definition.inputs.items() if need == "required")
+    message.required.extend(definition.numbers)
+    message.points.extend(definition.points)
     return message
+
+
+def encode_part_entry(definition: Definition) -> control_pb2.PartDescription:
+    """A transform or a wrapper."""
+    return control_pb2.PartDescription(
+        name=definition.name,
+        summary=definition.summary,
+        reference=definition.reference,
+        matches=definition.matches,
+        arguments=[_encode_argument(argument) for argument in definition.arguments.values()],
+        points=list(definition.points),
+    )
 
 
 def encode_schedule_entry(entry: ScheduleEntry) -> control_pb2.ScheduleDescription:
@@ -223,6 +258,7 @@ def _encode_argument(argument: Argument) -> values_pb2.Argument:
         minimum_open=argument.range.minimum_open,
         maximum_open=argument.range.maximum_open,
         choices=argument.choices,
+        infinite=argument.infinite,
     )
     if not isinstance(argument.default, Required):
         message.default.CopyFrom(encode_value(argument.default))
@@ -239,6 +275,10 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
         flavor=spec.flavor,
         nonfinite=encode_nonfinite(spec.nonfinite),
         samples_per_epoch=spec.samples_per_epoch,
+        definition=spec.definition,
+        transforms=[encode_part(values_pb2.Transform, part) for part in spec.transforms],
+        wrappers=[encode_part(values_pb2.Wrapper, part) for part in spec.wrappers],
+        report_norms=spec.report_norms,
     )
     _fill(message, spec)
     for group in spec.groups:
@@ -248,6 +288,7 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
             optimizer=group.optimizer,
             flavor=group.flavor,
             frozen=group.frozen,
+            definition=group.definition,
         )
         _fill(added, group)
     return message

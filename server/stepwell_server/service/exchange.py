@@ -1,13 +1,15 @@
 """One exchange: an update on its way in, and parameters on their way out. The same code serves every data call."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from stepwell.v1 import data_pb2
+from stepwell.wire import decode_dtype
 from stepwell_server.core.errors import MalformedRequest, RunReplaced
+from stepwell_server.core.memory import Vector
 from stepwell_server.core.run import Hold
 from stepwell_server.core.update import Staging
 from stepwell_server.core.workers import Answer
@@ -52,11 +54,12 @@ class Exchange:
         ranges = []
         for part in message.ranges:
             data = part.data  # each read copies
-            self._staging.admit(part.group, part.packed_offset_bytes, len(data))
-            ranges.append((part.group, part.packed_offset_bytes, data))
+            dtype = decode_dtype(part.dtype) if part.dtype else None
+            self._staging.admit(part.group, part.packed_offset_bytes, len(data), part.input, dtype)
+            ranges.append((part.group, part.packed_offset_bytes, data, part.input, dtype))
         await self._placed()
         placing = self._hosted.place(self._staging, ranges)
-        if sum(len(data) for _, _, data in ranges) <= INLINE_BYTES_MAX:
+        if sum(len(data) for _, _, data, _, _ in ranges) <= INLINE_BYTES_MAX:
             await placing
         else:  # on a thread, while the next message is read
             self._placing = asyncio.create_task(placing)
@@ -85,8 +88,8 @@ class Exchange:
             )
         pieces = outgoing.select(hosted.run.layout, selection.parameters)
         newer_than = selection.if_newer_than if selection.HasField("if_newer_than") else None
-        hold = await hosted.hold(newer_than)
-        return Parameters(self._runs.machine, hosted, hold, pieces)
+        hold, points = await hosted.hold_point(selection.point or "parameters", newer_than)
+        return Parameters(self._runs.machine, hosted, hold, pieces, points)
 
     def close(self) -> None:
         """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
@@ -118,7 +121,16 @@ class Exchange:
 class Parameters:
     """A version on its way out."""
 
-    def __init__(self, machine: Machine, hosted: HostedRun, hold: Hold | None, pieces: list[outgoing.Piece]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        hosted: HostedRun,
+        hold: Hold | None,
+        pieces: list[outgoing.Piece],
+        points: Sequence[Vector | None],
+    ) -> None:
+        """points: by group, vectors to send in place of the parameters; freed on `close`."""
+        self._points = points
         self._machine = machine
         self._layout = hosted.run.layout
         self._hold = hold
@@ -134,7 +146,8 @@ class Parameters:
         if self._hold is None:
             yield response(), True
             return
-        vectors = [group[""].vector for group in self._hold.groups]
+        held = [group[""].vector for group in self._hold.groups]
+        vectors = [own if point is None else point for own, point in zip(held, self._points, strict=True)]
         cut = list(outgoing.messages(self._pieces)) or [[]]
         following = self._read(response, vectors, cut[0])
         for number in range(len(cut)):
@@ -149,6 +162,7 @@ class Parameters:
         if self._hold is not None:
             self._hold.release()
             self._hold = None
+            self._machine.memory.free([point for point in self._points if point is not None])
 
     def _read(
         self, response: type[Any], vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]

@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
+import numpy as np
+
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.errors import UnknownRun
+from stepwell_server.core.group import Launch
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.run import Commit, GroupArrays, Hold, Run
 from stepwell_server.core.settings import Settings
@@ -20,6 +23,9 @@ from stepwell_server.core.update import Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Membership
 
 R = TypeVar("R")
+
+# A range of an update: group, begin, data, which input it is, and its type where that is not the group's.
+Arrived = tuple[int, int, bytes, int, np.dtype[Any] | None]
 
 # Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
 INLINE_BYTES_MAX = RANGE_BYTES
@@ -110,7 +116,7 @@ class HostedRun:
 
     async def stage(self, header: UpdateHeader) -> Staging:
         """Begin an update; waits for memory. `discard` or `commit` ends it."""
-        sizes = Staging.sizes(self.run.layout)
+        sizes = self.run.staging_sizes(header)
         purpose = f"run '{self.run.name}': an update"
         vectors = await self._machine.allocate(list(sizes.values()), purpose)
         try:
@@ -123,14 +129,14 @@ class HostedRun:
             raise
         return staging
 
-    async def place(self, staging: Staging, ranges: Sequence[tuple[int, int, bytes]]) -> None:
-        """Copy admitted ranges (group, begin, data) to their places."""
-        size = sum(len(data) for _, _, data in ranges)
+    async def place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
+        """Copy admitted ranges to their places."""
+        size = sum(len(data) for _, _, data, _, _ in ranges)
         await self._machine.run_sized(size, self._place, staging, ranges)
 
     def discard(self, staging: Staging) -> None:
         """End an update that will not be committed."""
-        self._machine.memory.free([transfer.vector for transfer in staging.transfers.values()])
+        self._machine.memory.free(staging.vectors)
 
     async def commit(self, staging: Staging) -> Answer:
         """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
@@ -145,6 +151,35 @@ class HostedRun:
             if if_newer_than is not None and run.version <= if_newer_than:
                 return None
             return run.hold()
+
+    async def hold_point(self, of: str, if_newer_than: int | None = None) -> tuple[Hold | None, list[Vector | None]]:
+        """As `hold`, and for each group a vector with the point's values, None where the parameters serve.
+
+        The vectors are the caller's to free.
+        """
+        async with self.exclusive() as run:
+            run.check_point(of)
+            if if_newer_than is not None and run.version <= if_newer_than:
+                return None, []
+            launches = run.point_launches(of)
+            if not any(launches):
+                return run.hold(), [None for _ in launches]
+            sizes = [group.size("") for group, launch in zip(run.groups, launches, strict=True) if launch]
+            hold = run.hold(whole=True)
+        try:
+            vectors = await self._machine.allocate(sizes, f"run '{run.name}': point '{of}'")
+        except BaseException:
+            hold.release()
+            raise
+        waiting = iter(vectors)
+        computed = [next(waiting) if launch else None for launch in launches]
+        try:
+            await self._machine.run(_compute, launches, computed)
+        except BaseException:
+            hold.release()
+            self._machine.memory.free(vectors)
+            raise
+        return hold, computed
 
     async def hold_state(self) -> tuple[Hold, dict[str, Any], list[GroupArrays]]:
         """Hold the whole state; also the run as plain data and its arrays, all of one version."""
@@ -175,6 +210,11 @@ class HostedRun:
             await self._machine.run(run.compile, settings)
             run.set_settings(settings)
 
+    async def report(self, metrics: Mapping[str, float]) -> None:
+        """Take metrics; schedules that wait for them follow from the next commit on."""
+        async with self.exclusive() as run:
+            run.report(metrics)
+
     async def replace_state(
         self,
         store: Callable[[int, dict[str, Any]], None],
@@ -199,9 +239,9 @@ class HostedRun:
             self.gone = True
             run.free()
 
-    def _place(self, staging: Staging, ranges: Sequence[tuple[int, int, bytes]]) -> None:
-        for group, begin, data in ranges:
-            staging.place(self._machine.memory.device, group, begin, data)
+    def _place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
+        for group, begin, data, number, dtype in ranges:
+            staging.place(self._machine.memory.device, group, begin, data, number, dtype)
 
     async def _commit(self, staging: Staging) -> Answer:
         try:
@@ -213,23 +253,49 @@ class HostedRun:
                 planned = run.prepare(staging)
                 if isinstance(planned, Answer):
                     return planned
-                await self._make_copies(planned)
-                size = sum(gradient.nbytes for gradient in planned.gradients)
-                if size <= _COMMIT_INLINE_BYTES_MAX:
-                    planned.apply(self._machine.memory)
-                else:
-                    await self._machine.run(planned.apply, self._machine.memory)
+                scratch = await self._make_copies(planned)
+                try:
+                    await self._make(planned)
+                finally:
+                    self._machine.memory.free(scratch)
                 return run.finish(planned)
         finally:
             self.discard(staging)
 
-    async def _make_copies(self, commit: Commit) -> None:
-        """Have memory for what readers hold, or wait until they let go."""
-        while needed := commit.copies_needed():
-            sizes = [(group.group.layout.elements, group.group.layout.dtype) for group, _ in needed]
-            vectors = self._machine.memory.try_allocate(sizes)
+    async def _make(self, commit: Commit) -> None:
+        """Everything that can fail, then the kernels."""
+        memory = self._machine.memory
+        here = commit.small and commit.size_bytes <= _COMMIT_INLINE_BYTES_MAX
+        try:
+            if here:
+                commit.ready(memory)
+            else:
+                await self._machine.run(commit.ready, memory)
+        except BaseException:
+            memory.free([copy for group in commit.groups for copy in group.copies.values()])
+            raise
+        if here:
+            commit.apply(memory)
+        else:
+            await self._machine.run(commit.apply, memory)
+
+    async def _make_copies(self, commit: Commit) -> list[Vector]:
+        """Have memory for what readers hold, or wait until they let go; also scratch, the caller's to free."""
+        while True:
+            needed, scratch = commit.copies_needed(), commit.scratch_needed()
+            sizes = [group.group.size(name) for group, name in needed]
+            memory = self._machine.memory
+            memory.check_fits([*sizes, *scratch], "a commit", self._machine.state_bytes())
+            vectors = memory.try_allocate([*sizes, *scratch])
             if vectors is not None:
-                for (group, name), vector in zip(needed, vectors, strict=True):
+                for (group, name), vector in zip(needed, vectors, strict=False):
                     group.copies[name] = vector
-                return
+                return vectors[len(needed) :]
             await self._machine.changed()
+
+
+def _compute(launches: Sequence[tuple[Launch, dict[str, Vector]] | None], vectors: Sequence[Vector | None]) -> None:
+    for found, vector in zip(launches, vectors, strict=True):
+        if found is not None:
+            launch, arrays = found
+            launch.run(arrays, vector)

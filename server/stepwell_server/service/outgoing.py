@@ -7,7 +7,7 @@ import numpy as np
 
 from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES
-from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.devices.device import Device
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Vector
@@ -56,7 +56,7 @@ def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def read(
-    device: CpuDevice, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece, into: run_pb2.Range
+    device: Device, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece, into: run_pb2.Range
 ) -> None:
     """Fill a range with the bytes of a piece.
 
@@ -64,18 +64,31 @@ def read(
     """
     number, begin, size = piece
     group, vector = groups[number], vectors[number]
+    into.group, into.packed_offset_bytes = number, begin
+    if group.dtype != vector.dtype:
+        into.data = _narrowed(device, group, vector, begin, size)
+        return
     place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
     if begin + size <= group.packed_offsets[place + 1]:
         start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
-        into.data = vector.view(np.uint8)[start : start + size].tobytes()
+        into.data = device.read(vector, start, start + size).tobytes()
     else:
         packed = np.empty(size, np.uint8)
         device.gather(vector, packed, begin, group.packed_offsets, group.vector_offsets)
         into.data = packed.tobytes()
-    into.group, into.packed_offset_bytes = number, begin
+
+
+def _narrowed(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> bytes:
+    """A piece of parameters that the state holds in a wider type, in their own."""
+    wide = group.state
+    factor = wide.dtype.itemsize // group.dtype.itemsize
+    packed = np.empty(size * factor, np.uint8)
+    device.gather(vector, packed, begin * factor, wide.packed_offsets, wide.vector_offsets)
+    with np.errstate(over="ignore"):
+        return packed.view(wide.dtype).astype(group.dtype).tobytes()
 
 
 def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:
     """A layout of plain numbers without padding: what steps and scalars have."""
     size = elements * dtype.itemsize
-    return LayoutGroup("", dtype, False, (), size, np.zeros(1, np.int64), np.array([0, size], np.int64))
+    return LayoutGroup("", dtype, False, (), ((elements,),), size, np.zeros(1, np.int64), np.array([0, size], np.int64))

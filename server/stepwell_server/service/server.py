@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from stepwell._allocator import tune_allocator
 from stepwell.v1 import control_pb2, control_pb2_grpc, data_pb2, data_pb2_grpc
-from stepwell_server.core.devices.cpu import CpuDevice
+from stepwell_server.core.devices.device import open_device
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.memory import Memory
 from stepwell_server.service.control import ControlService
@@ -42,7 +42,8 @@ class ServerSettings:
 
     address: HOST:PORT or unix:/path; port 0 lets the system choose. insecure: listen off loopback without TLS.
     snapshot_seconds: how often runs are written to data_directory, 0 for never. drain_seconds: how long a stop waits
-    for calls in flight. threads: kernel threads, 0 for one per core that the process may use.
+    for calls in flight. threads: kernel threads, 0 for one per core that the process may use. device: cpu, cuda or
+    cuda:N.
     """
 
     address: str = "127.0.0.1:50051"
@@ -54,6 +55,7 @@ class ServerSettings:
     drain_seconds: float = 20.0
     threads: int = 0
     kernel_cache: Path | None = None
+    device: str = "cpu"
     limits: Limits = field(default_factory=Limits)
 
 
@@ -61,13 +63,14 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
     """Serve until SIGTERM or SIGINT. `on_listening` gets the address once calls are answered.
 
     Raises DomainError for settings that cannot be: an address off loopback without `insecure`, a port that is taken, a
-    data directory that another server holds.
+    data directory that another server holds. Raises DeviceUnavailable.
     """
     check_address(settings)
     tune_allocator()
     cores = settings.threads or len(os.sched_getaffinity(0))
     threads = ThreadPoolExecutor(cores + 2, thread_name_prefix="work")
-    device = CpuDevice(cores, private_directory(settings.kernel_cache))
+    device = open_device(settings.device, cores, private_directory(settings.kernel_cache))
+    device.check_holds(settings.limits.memory_bytes)
     machine = Machine(Memory(device, settings.limits.memory_bytes), threads)
     storage = None
     try:
@@ -76,6 +79,7 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
                 settings.data_directory,
                 keep=settings.snapshots_kept,
                 on_damaged=lambda path, error: runs.note_damage(path.parent.parent.name, path, error),
+                access=device,
             )
         runs = Runs(machine, settings.limits, storage)
         await runs.restore_all()

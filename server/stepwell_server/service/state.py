@@ -8,9 +8,11 @@ import numpy as np
 from stepwell.v1 import control_pb2 as pb
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.errors import InvalidRange, InvalidValue, MalformedRequest
+from stepwell_server.core.group import vector_layouts
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.run import GroupArrays, Run
+from stepwell_server.core.settings import Settings
 from stepwell_server.core.update import GroupTransfer
 from stepwell_server.service import outgoing
 from stepwell_server.service.hosted import HostedRun
@@ -26,6 +28,7 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
     """Stream a run's state, all of one version."""
     hosted = runs.get(name)
     hold, data, groups = await hosted.hold_state()
+    settings = [group.settings for group in hosted.run.groups]
     try:
         header: pb.StateHeader | None = pb.StateHeader(
             version=data["version"],
@@ -35,13 +38,16 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
         )
         if not groups:
             await write(context, pb.GetStateResponse(header=header), runs.limits.silence_seconds)
-        for number, (layout, arrays) in enumerate(zip(hosted.run.layout.groups, groups, strict=True)):
-            for (kind, _, array), (shape, vector) in _arrays(number, layout, arrays).items():
+        layouts = hosted.run.layout.groups
+        for number, (layout, chosen, arrays) in enumerate(zip(layouts, settings, groups, strict=True)):
+            for (kind, _, array), (shape, vector) in _arrays(number, layout, chosen, arrays).items():
                 for begin in range(0, max(shape.packed_bytes, 1), RANGE_BYTES):
                     size = min(RANGE_BYTES, shape.packed_bytes - begin)
                     response = pb.GetStateResponse(header=header)
                     header = None
                     # An array without elements is there, too.
+                    if not begin and shape.shapes != layout.shapes and kind == pb.STATE_KIND_SLOT:
+                        response.slot_shapes.append(_slot_shapes(number, array, shape))
                     part = response.ranges.add(kind=kind, name=array).range
                     if size:
                         await runs.machine.run_sized(
@@ -71,8 +77,10 @@ async def read_state(runs: Runs, requests: AsyncIterator[pb.SetStateRequest]) ->
             key: GroupTransfer(
                 shape, vector, f"run '{first.run}', {pb.StateKind.Name(key[0])} {key[2]} of group {number}"
             )
-            for number, (layout, arrays) in enumerate(zip(hosted.run.layout.groups, groups, strict=True))
-            for key, (shape, vector) in _arrays(number, layout, arrays).items()
+            for number, (layout, group, arrays) in enumerate(
+                zip(hosted.run.layout.groups, hosted.run.groups, groups, strict=True)
+            )
+            for key, (shape, vector) in _arrays(number, layout, group.settings, arrays).items()
         }
         await _place(runs, transfers, first)
         async for request in requests:
@@ -89,17 +97,24 @@ async def read_state(runs: Runs, requests: AsyncIterator[pb.SetStateRequest]) ->
             runs.machine.memory.free([vector for arrays in groups for vector in arrays.vectors.values()])
 
 
-def _arrays(number: int, layout: LayoutGroup, arrays: GroupArrays) -> dict[Key, tuple[LayoutGroup, Vector]]:
+def _arrays(
+    number: int, layout: LayoutGroup, settings: Settings | None, arrays: GroupArrays
+) -> dict[Key, tuple[LayoutGroup, Vector]]:
     """Every array of a group's state with the layout of its packed form."""
     count = len(layout.indices)
+    layouts = vector_layouts(layout, settings)
     found: dict[Key, tuple[LayoutGroup, Vector]] = {
-        (pb.STATE_KIND_SLOT if slot else pb.STATE_KIND_PARAMETERS, number, slot): (layout, vector)
+        (pb.STATE_KIND_SLOT if slot else pb.STATE_KIND_PARAMETERS, number, slot): (layouts[slot], vector)
         for slot, vector in arrays.vectors.items()
     }
     for scalar, values in arrays.scalars.items():
         found[pb.STATE_KIND_SCALAR, number, scalar] = (outgoing.dense(count, _FLOAT64), values)
     found[pb.STATE_KIND_STEPS, number, ""] = (outgoing.dense(count, _INT64), arrays.steps)
     return found
+
+
+def _slot_shapes(number: int, slot: str, layout: LayoutGroup) -> pb.SlotShapes:
+    return pb.SlotShapes(group=number, name=slot, shapes=[pb.Shape(lengths=shape) for shape in layout.shapes])
 
 
 async def _allocate(runs: Runs, run: Run) -> list[GroupArrays]:
@@ -111,7 +126,7 @@ async def _allocate(runs: Runs, run: Run) -> list[GroupArrays]:
         GroupArrays(
             {slot: next(vectors) for slot in names},
             np.zeros(len(layout.indices), np.int64),
-            {name: np.zeros(len(layout.indices)) for name in (chosen.program.scalars if chosen else ())},
+            {name: np.zeros(len(layout.indices)) for name in (chosen.scalars if chosen else ())},
         )
         for layout, chosen, names in zip(run.layout.groups, settings, sizes, strict=True)
     ]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwell_server.core.devices.device import Access
 from stepwell_server.core.errors import (
     CheckpointDamaged,
     CheckpointExists,
@@ -39,7 +40,7 @@ from stepwell_server.storage.files import (
     write_file,
 )
 from stepwell_server.storage.snapshot import SnapshotInfo, read_arrays, read_manifest, write_snapshot
-from stepwell_server.storage.state_file import Allocate
+from stepwell_server.storage.state_file import HOST, Allocate
 
 _COUNTER = re.compile(r"(\d{8,})(\.damaged)?")
 
@@ -58,6 +59,7 @@ class DataDirectory:
     """Owns a directory until `close`; creates it, for the server's user only, if it is missing.
 
     keep: how many snapshots of a run stay. on_damaged: told where a damaged snapshot lies now, and what is wrong.
+    access: how vectors are read and written.
     Raises StorageFailed if another server has it.
     """
 
@@ -66,11 +68,13 @@ class DataDirectory:
         path: Path,
         keep: int = 3,
         on_damaged: Callable[[Path, CheckpointDamaged], None] = lambda path, error: None,
+        access: Access = HOST,
     ) -> None:
         assert keep >= 1
         self.path = path.absolute()
         self._keep = keep
         self._on_damaged = on_damaged
+        self._access = access
         self._runs = self.path / "runs"
         self._clean = self.path / "clean"
         # Guards the two below against other threads.
@@ -105,7 +109,9 @@ class DataDirectory:
         snapshots = self._run(run) / "snapshots"
         with storage_failures(f"saving a snapshot of run '{run}'"):
             make_directory(snapshots)
-            info = write_snapshot(snapshots / f"{self._next(run):08}", data, layout, groups, created_seconds)
+            info = write_snapshot(
+                snapshots / f"{self._next(run):08}", data, layout, groups, created_seconds, self._access
+            )
             self._prune(snapshots)
         return info
 
@@ -119,7 +125,7 @@ class DataDirectory:
         for counter in sorted(_sound(snapshots), reverse=True):
             directory = snapshots / f"{counter:08}"
             try:
-                return _load(run, directory, allocate)
+                return _load(run, directory, allocate, self._access)
             except CheckpointDamaged as error:
                 aside = snapshots / f"{counter:08}.damaged"
                 with storage_failures(f"setting aside a damaged snapshot of run '{run}'"):
@@ -151,7 +157,7 @@ class DataDirectory:
                     f"run '{run}' has a checkpoint '{name}' already, expected a new name; choose another one", name=name
                 )
             make_directory(directory.parent)
-            return _checkpoint_info(write_snapshot(directory, data, layout, groups, created_seconds))
+            return _checkpoint_info(write_snapshot(directory, data, layout, groups, created_seconds, self._access))
 
     def list_checkpoints(self, run: str) -> list[CheckpointInfo]:
         """The checkpoints, oldest first, without those whose damage shows at a glance."""
@@ -175,7 +181,7 @@ class DataDirectory:
                 f"run '{run}' has no checkpoint '{name}', expected one of {listed}; choose one of them",
                 got=name,
             )
-        return _load(run, directory, allocate)
+        return _load(run, directory, allocate, self._access)
 
     # Generations.
 
@@ -304,14 +310,16 @@ def _sound(snapshots: Path) -> list[int]:
     return [counter for counter, name in _counters(snapshots) if not name.endswith(".damaged")]
 
 
-def _load(run: str, directory: Path, allocate: Allocate) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
+def _load(
+    run: str, directory: Path, allocate: Allocate, access: Access
+) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
     manifest = read_manifest(directory)
     if manifest.data.get("name") != run:
         name = f"{run}/{directory.parent.name}/{directory.name}"
         raise CheckpointDamaged(
             f"'{name}' is of run '{manifest.data.get('name')}', expected '{run}'; move it back", path=name
         )
-    return manifest.data, read_arrays(directory, manifest, allocate), manifest.info(directory)
+    return manifest.data, read_arrays(directory, manifest, allocate, access), manifest.info(directory)
 
 
 def _checkpoint_info(info: SnapshotInfo) -> CheckpointInfo:

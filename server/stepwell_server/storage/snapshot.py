@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwell_server.core.devices.device import Access
 from stepwell_server.core.errors import CheckpointDamaged, DomainError, StorageFailed
+from stepwell_server.core.group import vector_layouts
 from stepwell_server.core.layout import Layout
 from stepwell_server.core.run import GroupArrays
 from stepwell_server.core.settings import Settings, settings_from_data
@@ -28,15 +30,16 @@ from stepwell_server.core.workers import Workers
 from stepwell_server.storage.files import WRITING, storage_failures, sync_directory
 from stepwell_server.storage.state_file import (
     DIGEST_BYTES,
+    HOST,
     Allocate,
-    GroupNames,
+    GroupPlan,
     StateMismatch,
     hash_state,
     read_state,
     write_state,
 )
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE = "state.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -72,7 +75,12 @@ class Manifest:
 
 
 def write_snapshot(
-    directory: Path, data: Mapping[str, Any], layout: Layout, groups: Sequence[GroupArrays], created_seconds: float
+    directory: Path,
+    data: Mapping[str, Any],
+    layout: Layout,
+    groups: Sequence[GroupArrays],
+    created_seconds: float,
+    access: Access = HOST,
 ) -> SnapshotInfo:
     """Store a state as `directory`, which does not exist; the directory above it does.
 
@@ -82,7 +90,8 @@ def write_snapshot(
     with storage_failures(f"writing '{_name(directory)}'"), ExitStack() as undo:
         unfinished = Path(tempfile.mkdtemp(prefix=WRITING, dir=directory.parent))
         undo.callback(shutil.rmtree, unfinished, ignore_errors=True)
-        state_bytes, state_blake2b = write_state(unfinished / STATE_FILE, layout, groups)
+        plans = _group_plans(layout, _settings(data))
+        state_bytes, state_blake2b = write_state(unfinished / STATE_FILE, layout, plans, groups, access)
         manifest = Manifest(dict(data), int(data["version"]), created_seconds, state_bytes, state_blake2b)
         with (unfinished / MANIFEST_FILE).open("xb") as file:
             file.write(_render(manifest))
@@ -125,7 +134,7 @@ def read_snapshot(directory: Path, allocate: Allocate) -> tuple[dict[str, Any], 
     return manifest.data, read_arrays(directory, manifest, allocate)
 
 
-def read_arrays(directory: Path, manifest: Manifest, allocate: Allocate) -> list[GroupArrays]:
+def read_arrays(directory: Path, manifest: Manifest, allocate: Allocate, access: Access = HOST) -> list[GroupArrays]:
     """Verify the state file whole, then read it into vectors from `allocate`, which is called at most once.
 
     Takes a few MiB beside the vectors. Raises CheckpointDamaged, before it allocates, and what `allocate` raises. If
@@ -136,10 +145,10 @@ def read_arrays(directory: Path, manifest: Manifest, allocate: Allocate) -> list
         found = hash_state(path)
     if found != manifest.state_blake2b:
         raise _damaged(path, f"its content has digest {found}, expected {manifest.state_blake2b}")
-    layout, names = _plan(directory, manifest.data)
+    layout, plans = _plan(directory, manifest.data)
     try:
         with _reading(path):
-            return read_state(path, layout, names, allocate)
+            return read_state(path, layout, plans, allocate, access)
     except StateMismatch as error:
         raise _damaged(path, str(error)) from error
 
@@ -164,24 +173,31 @@ def _parse(path: Path, body: bytes) -> Manifest:
     )
 
 
-def _plan(directory: Path, data: Mapping[str, Any]) -> tuple[Layout, list[GroupNames]]:
+def _plan(directory: Path, data: Mapping[str, Any]) -> tuple[Layout, list[GroupPlan]]:
     """What the state file must hold; raises CheckpointDamaged where `Run.from_data` could not make a run."""
     try:
         layout = RunSpec.from_data(data["spec"]).layout()
-        settings = [None if chosen is None else settings_from_data(chosen) for chosen in data["settings"]]
+        settings = _settings(data)
         if [chosen is None for chosen in settings] != [group.frozen for group in layout.groups]:
             raise ValueError("settings and groups differ")
         counts = [int(data[name]) for name in ("generation", "version", "changes", "skipped_count", "duplicates_count")]
         if min(counts) < 0 or not isinstance(data["name"], str) or not 0 <= float(data["samples"]) < math.inf:
             raise ValueError("name, counts or samples are out of range")
         Workers(data["name"], bytes.fromhex(data["uid"]), 0, 1, 1).restore(data["workers"])
-        return layout, [_names(chosen) for chosen in settings]
+        return layout, _group_plans(layout, settings)
     except _MALFORMED as error:
         raise _damaged(directory / MANIFEST_FILE, f"its data does not make a run ({error!r})") from error
 
 
-def _names(settings: Settings | None) -> GroupNames:
-    return GroupNames(("", *settings.program.slots), settings.program.scalars) if settings else GroupNames(("",), ())
+def _settings(data: Mapping[str, Any]) -> list[Settings | None]:
+    return [None if chosen is None else settings_from_data(chosen) for chosen in data["settings"]]
+
+
+def _group_plans(layout: Layout, settings: Sequence[Settings | None]) -> list[GroupPlan]:
+    return [
+        GroupPlan(vector_layouts(group, chosen), chosen.scalars if chosen else ())
+        for group, chosen in zip(layout.groups, settings, strict=True)
+    ]
 
 
 def _digest(content: bytes) -> str:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from stepwell_server.core.devices.device import Access, HostMemory
 from stepwell_server.core.errors import StorageFailed
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Size, Vector
@@ -28,6 +29,7 @@ from stepwell_server.core.run import GroupArrays
 
 Allocate = Callable[[list[Size]], list[Vector]]
 
+HOST = HostMemory()
 DIGEST_BYTES = 32
 
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
@@ -41,10 +43,13 @@ _quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
-class GroupNames:
-    """What a group's state consists of. slots: "", which are the parameters, and the slots."""
+class GroupPlan:
+    """What a group's state consists of.
 
-    slots: tuple[str, ...]
+    layouts: how each vector lies, the parameters under "", then the slots. scalars: their names.
+    """
+
+    layouts: Mapping[str, LayoutGroup]
     scalars: tuple[str, ...]
 
 
@@ -52,9 +57,14 @@ class StateMismatch(Exception):
     """The file is not a safetensors file with the tensors that the run's description asks for."""
 
 
-def write_state(path: Path, layout: Layout, groups: Sequence[GroupArrays]) -> tuple[int, str]:
-    """Write and fsync the file, without a copy of the arrays; its size in bytes and its blake2b digest."""
-    blocks = _blocks(layout, groups)
+def write_state(
+    path: Path, layout: Layout, plans: Sequence[GroupPlan], groups: Sequence[GroupArrays], access: Access = HOST
+) -> tuple[int, str]:
+    """Write and fsync the file, without a copy of the arrays; its size in bytes and its blake2b digest.
+
+    access: how to read vectors.
+    """
+    blocks = _blocks(plans, groups)
     header = _header(layout, blocks)
     with path.open("xb", buffering=0) as file:
         stream = _HashedFile(file)
@@ -62,7 +72,7 @@ def write_state(path: Path, layout: Layout, groups: Sequence[GroupArrays]) -> tu
         stream.write(memoryview(header))
         del header
         for block in blocks:
-            _write_block(stream, block)
+            _write_block(stream, block, access)
         stream.flush()
         os.fsync(file.fileno())
     return stream.size_bytes, stream.digest.hexdigest()
@@ -74,15 +84,17 @@ def hash_state(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
 
 
-def read_state(path: Path, layout: Layout, names: Sequence[GroupNames], allocate: Allocate) -> list[GroupArrays]:
+def read_state(
+    path: Path, layout: Layout, plans: Sequence[GroupPlan], allocate: Allocate, access: Access = HOST
+) -> list[GroupArrays]:
     """Read the arrays into vectors from `allocate`, with a few MiB besides.
 
     Raises StateMismatch before it allocates, and what `allocate` raises.
     """
     try:
         with safe_open(path, framework="numpy") as tensors:
-            _check_tensors(tensors, layout, names)
-            return _read_groups(tensors, layout, names, allocate)
+            _check_tensors(tensors, layout, plans)
+            return _read_groups(tensors, layout, plans, allocate, access)
     except SafetensorError as error:
         raise StateMismatch(f"safetensors says: {error}") from error
 
@@ -100,10 +112,10 @@ class _Block:
         return self.array.nbytes if self.group is None else self.group.packed_bytes
 
 
-def _blocks(layout: Layout, groups: Sequence[GroupArrays]) -> list[_Block]:
+def _blocks(plans: Sequence[GroupPlan], groups: Sequence[GroupArrays]) -> list[_Block]:
     blocks = []
-    for number, (group, arrays) in enumerate(zip(layout.groups, groups, strict=True)):
-        blocks += [_Block(_vector_name(slot), vector, group) for slot, vector in arrays.vectors.items()]
+    for number, (plan, arrays) in enumerate(zip(plans, groups, strict=True)):
+        blocks += [_Block(_vector_name(slot), vector, plan.layouts[slot]) for slot, vector in arrays.vectors.items()]
         blocks.append(_Block(_steps_name(number), np.ascontiguousarray(arrays.steps), None))
         for scalar, values in arrays.scalars.items():
             blocks.append(_Block(_scalar_name(scalar, number), np.ascontiguousarray(values), None))
@@ -137,21 +149,21 @@ def _tensors(layout: Layout, block: _Block) -> Iterator[tuple[str, tuple[int, ..
         return
     offsets = block.group.packed_offsets.tolist()
     for place, index in enumerate(block.group.indices):
-        spec = layout.parameters[index].spec
-        yield block.name + spec.name, spec.shape, offsets[place], offsets[place + 1]
+        name = block.name + layout.parameters[index].spec.name
+        yield name, block.group.shapes[place], offsets[place], offsets[place + 1]
 
 
-def _write_block(stream: "_HashedFile", block: _Block) -> None:
-    content = block.array.view(np.uint8).data
+def _write_block(stream: "_HashedFile", block: _Block, access: Access) -> None:
     if block.group is None:
-        stream.write(content)
+        stream.write(block.array.view(np.uint8).data)
         return
     begins = block.group.vector_offsets
     ends = begins + np.diff(block.group.packed_offsets)
     # Neighbours without padding between them are written as one.
     cuts = np.flatnonzero(begins[1:] != ends[:-1])
     for begin, end in zip(begins[[0, *(cuts + 1)]].tolist(), ends[[*cuts, -1]].tolist(), strict=True):
-        stream.write(content[begin:end])
+        for at in range(begin, end, _PIECE_BYTES):
+            stream.write(access.read(block.array, at, min(at + _PIECE_BYTES, end)))
 
 
 class _HashedFile:
@@ -184,17 +196,16 @@ class _HashedFile:
             piece = piece[self._file.write(piece) :]
 
 
-def _check_tensors(tensors: Any, layout: Layout, names: Sequence[GroupNames]) -> None:
+def _check_tensors(tensors: Any, layout: Layout, plans: Sequence[GroupPlan]) -> None:
     expected: dict[str, tuple[str, list[int]]] = {}
-    for number, (group, own) in enumerate(zip(layout.groups, names, strict=True)):
-        dtype = _DTYPES[group.dtype.name]
-        for slot in own.slots:
-            for index in group.indices:
-                spec = layout.parameters[index].spec
-                expected[_vector_name(slot) + spec.name] = (dtype, list(spec.shape))
+    for number, (group, plan) in enumerate(zip(layout.groups, plans, strict=True)):
+        for slot, own in plan.layouts.items():
+            for index, lengths in zip(own.indices, own.shapes, strict=True):
+                name = _vector_name(slot) + layout.parameters[index].spec.name
+                expected[name] = (_DTYPES[own.dtype.name], list(lengths))
         count = [len(group.indices)]
         expected[_steps_name(number)] = ("I64", count)
-        expected |= {_scalar_name(scalar, number): ("F64", count) for scalar in own.scalars}
+        expected |= {_scalar_name(scalar, number): ("F64", count) for scalar in plan.scalars}
     found = set(tensors.keys())
     for name in sorted(found ^ expected.keys()):
         raise StateMismatch(f"tensor '{name}' is {'not expected' if name in found else 'missing'}")
@@ -206,32 +217,32 @@ def _check_tensors(tensors: Any, layout: Layout, names: Sequence[GroupNames]) ->
             )
 
 
-def _read_groups(tensors: Any, layout: Layout, names: Sequence[GroupNames], allocate: Allocate) -> list[GroupArrays]:
-    pairs = list(zip(layout.groups, names, strict=True))
-    allocated = iter(allocate([(group.elements, group.dtype) for group, own in pairs for _ in own.slots]))
+def _read_groups(
+    tensors: Any, layout: Layout, plans: Sequence[GroupPlan], allocate: Allocate, access: Access
+) -> list[GroupArrays]:
+    allocated = iter(allocate([(own.elements, own.dtype) for plan in plans for own in plan.layouts.values()]))
     groups = []
-    for number, (group, own) in enumerate(pairs):
-        vectors = {slot: next(allocated) for slot in own.slots}
-        begins = (group.vector_offsets // group.dtype.itemsize).tolist()
-        for slot, vector in vectors.items():
-            for begin, index in zip(begins, group.indices, strict=True):
-                spec = layout.parameters[index].spec
-                target = vector[begin : begin + spec.elements]
-                _read_tensor(tensors, _vector_name(slot) + spec.name, spec.shape, target)
-        scalars = {scalar: tensors.get_tensor(_scalar_name(scalar, number)) for scalar in own.scalars}
+    for number, plan in enumerate(plans):
+        vectors = {slot: next(allocated) for slot in plan.layouts}
+        for slot, own in plan.layouts.items():
+            sizes = own.sizes.tolist()
+            for begin, size, index, own_shape in zip(own.begins.tolist(), sizes, own.indices, own.shapes, strict=True):
+                name = _vector_name(slot) + layout.parameters[index].spec.name
+                _read_tensor(tensors, name, own_shape, vectors[slot][begin : begin + size], access)
+        scalars = {scalar: tensors.get_tensor(_scalar_name(scalar, number)) for scalar in plan.scalars}
         groups.append(GroupArrays(vectors, tensors.get_tensor(_steps_name(number)), scalars))
     return groups
 
 
-def _read_tensor(tensors: Any, name: str, shape: tuple[int, ...], target: Vector) -> None:
+def _read_tensor(tensors: Any, name: str, shape: tuple[int, ...], target: Vector, access: Access) -> None:
     if target.nbytes <= _PIECE_BYTES:
-        target[:] = tensors.get_tensor(name).reshape(-1)
+        access.write(target, 0, tensors.get_tensor(name).reshape(-1))
         return
     tensor = tensors.get_slice(name)
     position = 0
     for cut in _pieces(shape, _PIECE_BYTES // target.itemsize):
         piece = tensor[cut].reshape(-1)
-        target[position : position + len(piece)] = piece
+        access.write(target, position, piece)
         position += len(piece)
 
 

@@ -11,6 +11,7 @@ from stepwell_server.core.compiler.program import specialise
 from stepwell_server.core.devices import cpu
 from stepwell_server.core.devices.cpu import CpuDevice
 from stepwell_server.core.optimizers import find_optimizer
+from stepwell_server.core.pieces import Pieces
 
 DTYPES = ("float32", "float64")
 # Enough for three pieces, and not a whole number of cache lines or vector registers.
@@ -33,7 +34,7 @@ class Launch:
         self.program = specialise(definition, self.values)
         self.dtype = np.dtype(dtype)
         self.step = step
-        self.coefficients = [self.dtype.type(number) for number in self.program.host(step, self.values, ())[0]]
+        self.table = np.array([self.program.host(step, self.values, ())[0]], self.dtype)
         random = np.random.default_rng(7)
         arrays = random.normal(size=(2 + len(self.program.slots), elements)).astype(dtype)
         self.param, self.grad, *slots = arrays
@@ -45,11 +46,17 @@ class Launch:
         param, slots = self.param.copy(), [slot.copy() for slot in self.slots]
         out = param if in_place else np.full_like(param, 99)
         cuts = cuts or [0, len(param)]
+        arrays = {"param": param, "grad": self.grad, **dict(zip(self.program.slots, slots, strict=True))}
         for begin, end in itertools.pairwise(cuts):
-            kernel.launch(device, begin, end, param, out, self.grad, slots, self.coefficients)
+            kernel.update(pieces([(begin, end)]), self.table, arrays, out)
         if not in_place:
             np.testing.assert_array_equal(param, self.param)
         return [out, *slots]
+
+
+def pieces(spans):
+    begins, ends = np.array(spans, np.int64).reshape(-1, 2).T
+    return Pieces(begins.copy(), ends.copy(), np.zeros(len(begins), np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -113,31 +120,68 @@ def test_pieces_of_a_range_cover_it_once_and_begin_on_cache_lines(devices, threa
     sizes = [0, 1, (1 << 16) - 1, 1 << 17, 1 << 18, *random.integers(0, 1 << 20, 30).tolist()]
     for size in sizes:
         begin = int(random.integers(0, 1000)) * 64
-        pieces: list[tuple[int, int]] = []
+        noted: list[tuple[int, int]] = []
         lock = threading.Lock()
 
-        def note(a, b, pieces=pieces, lock=lock):
+        def note(part, noted=noted, lock=lock):
             with lock:
-                pieces.append((a, b))
+                noted.append((int(part.begins[0]), int(part.ends[-1])))
 
-        devices[threads - 1].spread(begin, begin + size, note)
-        pieces.sort()
-        assert len(pieces) <= threads
-        assert [pieces[0][0], *(b for _, b in pieces)] == [*(a for a, _ in pieces), begin + size]
-        assert all(a % 64 == 0 for a, _ in pieces)
-        assert size < 1 << 18 or len(pieces) == threads
+        devices[threads - 1].spread(pieces([(begin, begin + size)]), note)
+        noted.sort()
+        assert len(noted) <= threads
+        assert [noted[0][0], *(b for _, b in noted)] == [*(a for a, _ in noted), begin + size]
+        assert all(a % 64 == 0 for a, _ in noted)
+        assert size < 1 << 18 or len(noted) == threads
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_shares_of_many_pieces_cover_every_element_once_with_its_row(threads):
+    random = np.random.default_rng(threads)
+    for count in (1, 2, 5, 1000):
+        sizes = random.integers(1, 20_000, count)
+        gaps = random.integers(0, 5, count) * 64
+        begins = np.cumsum(sizes + gaps) - sizes
+        whole = Pieces(begins, begins + sizes, random.integers(0, 9, count))
+        covered = np.full(int(whole.ends[-1]), -1)
+        expected = covered.copy()
+        for begin, end, row in zip(whole.begins, whole.ends, whole.rows, strict=True):
+            expected[begin:end] = row
+        shares = whole.shares(threads, 64)
+        assert len(shares) <= threads
+        for share in shares:
+            for begin, end, row in zip(share.begins, share.ends, share.rows, strict=True):
+                assert begin < end
+                assert (covered[begin:end] == -1).all()
+                covered[begin:end] = row
+        np.testing.assert_array_equal(covered, expected)
+        largest = max(share.elements for share in shares)
+        assert largest <= -(-whole.elements // threads) + 64
+
+
+@pytest.mark.parametrize("grain", [1, 100, 1 << 16])
+def test_cut_pieces_cover_every_element_once(grain):
+    whole = Pieces(np.array([0, 500, 600]), np.array([450, 500, 1001]), np.array([0, 1, 2]))
+    cut = whole.cut(grain)
+    assert cut.elements == whole.elements
+    assert (cut.ends - cut.begins).max() <= grain
+    for row in (0, 2):
+        own = cut.rows == row
+        assert cut.begins[own][0] == whole.begins[row]
+        assert cut.ends[own][-1] == whole.ends[row]
+        np.testing.assert_array_equal(cut.begins[own][1:], cut.ends[own][:-1])
 
 
 def test_a_failure_in_a_piece_is_raised_after_the_other_pieces(devices):
     ended = threading.Semaphore(0)
 
-    def fail_last(begin, end):
-        if end == 1 << 20:
+    def fail_last(part):
+        if part.ends[-1] == 1 << 20:
             raise ZeroDivisionError
         ended.release()
 
     with pytest.raises(ZeroDivisionError):
-        devices[2].spread(0, 1 << 20, fail_last)
+        devices[2].spread(pieces([(0, 1 << 20)]), fail_last)
     assert ended.acquire(blocking=False)
     assert ended.acquire(blocking=False)
 
@@ -201,7 +245,7 @@ def test_a_changed_source_is_not_mistaken(tmp_path):
     (source,) = tmp_path.glob("sgd_*.py")
     stamp = source.stat()
     text = source.read_text()
-    source.write_text(text.replace("param - _c0", "param + _c0"))
+    source.write_text(text.replace("v_param - _c0", "v_param + _c0"))
     assert source.read_text() != text
     os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert source.stat().st_size == stamp.st_size

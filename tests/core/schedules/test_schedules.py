@@ -3,11 +3,10 @@
 The seed of a failing case is its test id: `test_walk[cosine-3]` drew its arguments with random.Random("cosine-3").
 """
 
-import cmath
 import json
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from random import Random
 from typing import Any
@@ -20,151 +19,7 @@ from hypothesis import strategies as st
 from stepwell_server.core.arguments import REQUIRED
 from stepwell_server.core.errors import InvalidSpec
 from stepwell_server.core.schedules import Schedule, list_schedules, preview
-
-STEPS = 1000
-
-# A row: draw arguments, and walk: yield f(0), f(1), ... from them.
-ROWS: dict[str, tuple[Callable[[Random], dict[str, Any]], Callable[..., Iterator[float]]]] = {}
-
-
-def row(draw: Callable[[Random], dict[str, Any]]) -> Callable[[Any], Any]:
-    def enter(walk: Callable[..., Iterator[float]]) -> Callable[..., Iterator[float]]:
-        ROWS[walk.__name__.removeprefix("walk_")] = (draw, walk)
-        return walk
-
-    return enter
-
-
-@row(lambda r: {"factor": r.uniform(0, 2), "total_iters": r.randint(0, 1200)} if r.random() < 0.9 else {})
-def walk_constant(lr, factor=1, total_iters=0):
-    yield from [lr * factor] * total_iters
-    while True:
-        yield lr
-
-
-@row(lambda r: {"step_size": r.randint(1, 300), "gamma": r.uniform(0.1, 1.1)})
-def walk_step(lr, step_size, gamma):
-    while True:
-        yield from [lr] * step_size
-        lr *= gamma
-
-
-@row(lambda r: {"milestones": sorted(r.choices(range(1100), k=r.randint(0, 6))), "gamma": r.uniform(0.1, 1.5)})
-def walk_multistep(lr, milestones, gamma):
-    for t in range(STEPS):
-        for milestone in milestones:
-            if milestone == t:
-                lr *= gamma
-        yield lr
-
-
-@row(lambda r: {"gamma": r.uniform(0.9, 1.01)} if r.random() < 0.5 else {"decay_lambda": r.uniform(-0.01, 0.1)})
-def walk_exponential(lr, gamma=None, decay_lambda=None):
-    while True:
-        yield lr
-        lr *= gamma if decay_lambda is None else math.e**-decay_lambda
-
-
-@row(lambda r: {"start_factor": r.random(), "end_factor": r.uniform(0, 2), "total_iters": r.randint(0, 1200)})
-def walk_linear(lr, start_factor, end_factor, total_iters):
-    value = lr * start_factor
-    for _ in range(total_iters):
-        yield value
-        value += lr * (end_factor - start_factor) / total_iters
-    while True:
-        yield lr * end_factor
-
-
-@row(lambda r: {"t_max": r.randint(1, 1200), "eta_min": r.uniform(-0.1, 0.1), "hold": r.random() < 0.5})
-def walk_cosine(lr, t_max, eta_min, hold):
-    angle, turn = 1 + 0j, cmath.exp(1j * cmath.pi / t_max)
-    for t in range(STEPS):
-        yield (eta_min if hold and t >= t_max else eta_min + (lr - eta_min) * (1 + angle.real) / 2)
-        angle *= turn
-
-
-@row(
-    lambda r: (
-        {"t_0": r.randint(1, 300), "t_mult": r.randint(1, 4), "m_mul": r.uniform(0.5, 1.0)}
-        | r.choice([{}, {"eta_min": r.uniform(-0.1, 0.1)}, {"alpha": r.random()}])
-    )
-)
-def walk_cosine_restarts(lr, t_0, t_mult, m_mul, eta_min=0.0, alpha=0.0):
-    peak, share = lr, 1.0
-    while True:
-        for c in range(t_0):
-            wave = math.cos(math.pi * c / t_0 / 2) ** 2
-            yield lr * ((1 - alpha) * share * wave + alpha) if alpha else peak * wave + eta_min * (1 - wave)
-        t_0, peak, share = t_0 * t_mult, peak * m_mul, share * m_mul
-
-
-@row(lambda r: {"period": 2 * r.randint(1, 300), "eta_min": r.uniform(-1, 1), "eta_max": r.uniform(-1, 1)})
-def walk_triangular(_, period, eta_min, eta_max):
-    half = period // 2
-    while True:
-        for k in [*range(half), *range(half, 0, -1)]:
-            yield eta_min + (eta_max - eta_min) * k / half
-
-
-@row(lambda r: {"period": r.randint(1, 1200), "eta_min": r.uniform(-1, 1), "eta_max": r.uniform(-1, 1)})
-def walk_triangular_literal(_, period, eta_min, eta_max):
-    for k in range(period):
-        yield eta_min + (eta_max - eta_min) * k / period
-    while True:
-        yield eta_min
-
-
-@row(
-    lambda r: (
-        {"base_lr": r.uniform(0, 0.1), "max_lr": r.random(), "step_size_up": r.randint(1, 300), "gamma": r.random()}
-        | {"mode": r.choice(["triangular", "triangular2", "exp_range"]), "output": r.choice(["lr", "momentum"])}
-        | r.choice([{}, {"step_size_down": r.randint(1, 300)}])
-        | r.choice([{}, {"base_momentum": r.random(), "max_momentum": r.random()}])
-    )
-)
-def walk_cyclic(
-    _, base_lr, max_lr, step_size_up, gamma, mode, output, step_size_down=None, base_momentum=0.8, max_momentum=0.9
-):
-    t, per_cycle, per_step = 0, 1.0, 1.0
-    down = step_size_down or step_size_up
-    while True:
-        for height in [k / step_size_up for k in range(step_size_up)] + [k / down for k in range(down, 0, -1)]:
-            height *= {"triangular": 1.0, "triangular2": per_cycle, "exp_range": per_step}[mode]
-            low, high = (base_lr, max_lr) if output == "lr" else (max_momentum, base_momentum)
-            yield low + (high - low) * height
-            t, per_step = t + 1, per_step * gamma
-        per_cycle /= 2
-
-
-@row(lambda r: {"values": [r.uniform(-1, 1) for _ in range(r.randint(1, 1200))]})
-def walk_table(_, values):
-    yield from values
-    while True:
-        yield values[-1]
-
-
-def draw_children(r: Random, count: int) -> dict[str, Any]:
-    names = [r.choice(sorted(ROWS.keys() - {"warmup", "sequential"})) for _ in range(count)]
-    return {"schedules": [{"name": name, **ROWS[name][0](r)} for name in names]}
-
-
-def walk(lr, name, **arguments):
-    return ROWS[name][1](lr, **arguments)
-
-
-@row(lambda r: {"num_warmup_steps": r.randint(0, 900), "start": r.random()} | draw_children(r, 1))
-def walk_warmup(lr, num_warmup_steps, start, schedules):
-    first = next(walk(lr, **schedules[0]))
-    for t in range(num_warmup_steps):
-        yield first * (start * (num_warmup_steps - t) + t) / num_warmup_steps
-    yield from walk(lr, **schedules[0])
-
-
-@row(lambda r: {"milestones": sorted(r.sample(range(1100), 3))} | draw_children(r, 4))
-def walk_sequential(lr, milestones, schedules):
-    bounds = [0, *milestones, milestones[-1] + STEPS]
-    for child, begin, end in zip(schedules, bounds, bounds[1:], strict=False):
-        yield from islice(walk(lr, **child), end - begin)
+from tests.core.schedules.walks import COMPOSITIONS, PROPORTIONAL, ROWS, STEPS, walk
 
 
 def test_every_schedule_has_a_row() -> None:
@@ -224,6 +79,136 @@ POINTS = [
         [0, 2, 4, 5],
         [0, 0.5, 1, 0.1],
     ),
+    ("exponential_decay", {"transition_steps": 0, "decay_rate": 0.5}, [0, 9], [1, 1]),
+    ("exponential_decay", {"transition_steps": 9, "decay_rate": 0, "end_value": 3}, [0, 9], [1, 1]),
+    (
+        "exponential_decay",
+        {"transition_steps": 2, "decay_rate": 0.25, "transition_begin": 1},
+        [1, 2, 3],
+        [1, 0.5, 0.25],
+    ),
+    ("exponential_decay", {"transition_steps": 1, "decay_rate": 2, "end_value": 3}, [1, 2, 1e6], [2, 3, 3]),
+    ("inverse_time", {"decay_steps": 2, "decay_rate": 1}, [0, 2, 5], [1, 1 / 2, 2 / 7]),
+    ("inverse_time", {"decay_steps": 2, "decay_rate": 1, "staircase": True}, [1.9, 2, 5], [1, 1 / 2, 1 / 3]),
+    ("polynomial", {"total_iters": 0}, [0, 1], [0, 0]),
+    ("polynomial", {}, [0, 2.5, 5, 9], [1, 0.5, 0, 0]),
+    ("polynomial_decay", {"decay_steps": 4, "end_value": 0, "cycle": True}, [0, 4, 4.5, 8, 9], [1, 0, 7 / 16, 0, 0.25]),
+    ("polynomial_decay", {"decay_steps": 4, "power": 2}, [0, 2, 4], [1, 0.250075, 1e-4]),
+    ("cosine_decay", {"decay_steps": 4, "alpha": 0.1}, [2, 4, 1e300], [0.55, 0.1, 0.1]),
+    ("cosine_decay", {"decay_steps": 4, "warmup_target": 2}, [0, 2, 4], [2, 1, 0]),
+    (
+        "cosine_decay",
+        {"decay_steps": 4, "warmup_target": 2, "warmup_steps": 2},
+        [0, 1, 2, 4, 6],
+        [1, 1.5, 2, 1, 0],
+    ),
+    ("cosine_restarts", {"t_0": 2, "t_mult": 2, "m_mul": 0.5, "alpha": 0.2}, [0, 1, 2, 4], [1, 0.6, 0.6, 0.4]),
+    ("swa", {"swa_lr": 3, "anneal_epochs": 0}, [0, 1], [3, 3]),
+    ("swa", {"swa_lr": 3}, [0, 5, 10, 99], [1, 2, 3, 3]),
+    # PyTorch jumps up again at N = 10 and fails after it; pct_start * N = 1 is 0 / 0 there.
+    ("one_cycle", {"max_lr": 1, "total_steps": 10}, [0, 2, 5.5, 9, 10, 1e9], [0.04, 1, 0.500002, *[4e-6] * 3]),
+    ("one_cycle", {"max_lr": 1, "total_steps": 10, "pct_start": 0.1}, [0, 9], [1, 4e-6]),
+    ("one_cycle", {"max_lr": 1, "total_steps": 1}, [0, 1], [4e-6, 4e-6]),
+    ("one_cycle", {"max_lr": 1, "total_steps": 10, "output": "momentum"}, [0, 2, 9, 99], [0.95, 0.85, 0.95, 0.95]),
+    (
+        "one_cycle",
+        {"max_lr": 1, "total_steps": 10, "three_phase": True, "anneal_strategy": "linear"},
+        [0, 1, 2, 3, 4, 9],
+        [0.04, 0.52, 1, 0.52, 0.04, 4e-6],
+    ),
+    (
+        "linear_onecycle",
+        {"transition_steps": 10, "peak_value": 1},
+        [0, 3, 8, 10, 11],
+        [0.04, 1, 0.04, 4e-6, 4e-6],
+    ),
+    ("cosine_onecycle", {"transition_steps": 10, "peak_value": 1}, [0, 1.5, 3, 10, 11], [0.04, 0.52, 1, 4e-6, 4e-6]),
+    ("cosine_onecycle", {"transition_steps": 10, "peak_value": 1, "pct_start": 0}, [0, 5], [1, 0.500002]),
+    ("piecewise_constant", {"boundaries": [2], "scales": [0.5]}, [1.9, 2, 2.1], [1, 0.5, 0.5]),
+    ("piecewise_constant", {"boundaries": [2], "scales": [0.5], "inclusive": False}, [1.9, 2, 2.1], [1, 1, 0.5]),
+    ("piecewise_constant", {"boundaries": [2, 2], "values": [5, 6, 7]}, [1.9, 2], [5, 7]),
+    ("piecewise_constant", {"boundaries": [], "values": [5]}, [0, 9], [5, 5]),
+    ("piecewise_interpolate", {"boundaries": [2, 2], "scales": [2, 3]}, [0, 1, 2, 9], [1, 1.5, 6, 6]),
+    ("piecewise_interpolate", {"boundaries": [0, 2], "scales": [2, 3]}, [0, 1, 2], [2, 4, 6]),
+    ("piecewise_interpolate", {"boundaries": [], "scales": []}, [0, 9], [1, 1]),
+    ("multiplicative", {"factor": 0.5}, [0, 0.9, 1, 3], [1, 1, 0.5, 0.125]),
+    ("multiplicative", {"factor": [4, 0.5]}, [0, 1, 2, 3], [1, 4, 2, 1]),
+    ("multiplicative", {"factor": [0.5, 0, 1]}, [1, 2, 1e300], [0.5, 0, 0]),
+    ("noam", {"d_model": 4, "warmup": 4}, [0, 3, 15], [1 / 16, 1 / 4, 1 / 8]),
+    ("noam", {"d_model": 4, "warmup": 0}, [0, 3], [1 / 2, 1 / 4]),
+    ("inverse_sqrt", {"num_warmup_steps": 0}, [0, 30_000], [1, 0.5]),
+    ("inverse_sqrt", {"num_warmup_steps": 4}, [0, 2, 4, 16], [0, 0.5, 1, 0.5]),
+    ("inverse_sqrt", {"num_warmup_steps": 4, "timescale": 1}, [4, 7], [1, 0.5]),
+    ("constant_with_warmup", {"num_warmup_steps": 0.5}, [0, 0.25, 0.5], [0, 0.5, 1]),
+    ("linear_with_warmup", {"num_warmup_steps": 2, "num_training_steps": 2}, [0, 1, 2, 3], [0, 0.5, 0, 0]),
+    ("linear_with_warmup", {"num_warmup_steps": 0.5, "num_training_steps": 1}, [0, 0.25, 0.5, 0.75], [0, 0.5, 1, 0.5]),
+    (
+        "cosine_with_warmup",
+        {"num_warmup_steps": 2, "num_training_steps": 6},
+        [0, 1, 2, 4, 6, 8, 10],
+        [0, 0.5, 1, 0.5, 0, 0.5, 1],
+    ),
+    ("cosine_with_warmup", {"num_warmup_steps": 2, "num_training_steps": 2}, [1, 2, 3], [0.5, 1, 0]),
+    ("cosine_with_warmup", {"num_warmup_steps": 0, "num_training_steps": 0.5}, [0, 0.25, 0.5], [1, 0.5, 0]),
+    (
+        "cosine_with_min_lr",
+        {"num_warmup_steps": 1, "num_training_steps": 3, "min_lr_rate": 0.5},
+        [0, 1, 2, 3],
+        [0, 1, 0.75, 0.5],
+    ),
+    # 49 * (1 / 49) is less than 1 in float64: without exact remainders the first restart would be at the bottom.
+    (
+        "cosine_with_hard_restarts",
+        {"num_warmup_steps": 0, "num_training_steps": 49, "num_cycles": 49},
+        [0, 1, 48.5, 49],
+        [1, 1, 0.5, 0],
+    ),
+    ("cosine_with_hard_restarts", {"num_warmup_steps": 2, "num_training_steps": 2}, [1, 2, 3], [0.5, 1, 0]),
+    (
+        "polynomial_with_warmup",
+        {"num_warmup_steps": 2, "num_training_steps": 2, "lr_end": 0.25},
+        [1, 2, 3],
+        [0.5, 0.25, 0.25],
+    ),
+    (
+        "polynomial_with_warmup",
+        {"num_warmup_steps": 2, "num_training_steps": 4, "lr_end": 0.25, "power": 0},
+        [2, 4, 4.1],
+        [1, 1, 0.25],
+    ),
+    (
+        "warmup_cosine_decay",
+        {"init_value": 1, "peak_value": 3, "warmup_steps": 2, "decay_steps": 6, "end_value": 2},
+        [0, 1, 2, 4, 6, 7],
+        [1, 2, 3, 2.5, 2, 2],
+    ),
+    (
+        "warmup_cosine_decay",
+        {"init_value": 1, "peak_value": 0, "warmup_steps": 0, "decay_steps": 2, "end_value": 2},
+        [0, 1, 2],
+        [0, 1, 2],
+    ),
+    (
+        "warmup_exponential_decay",
+        {"init_value": 0, "peak_value": 4, "warmup_steps": 2, "transition_steps": 1, "decay_rate": 0.5}
+        | {"transition_begin": 1},
+        [0, 1, 2, 3, 4],
+        [0, 2, 4, 4, 2],
+    ),
+    ("wsd", {"num_warmup_steps": 0, "num_stable_steps": 0, "num_decay_steps": 0, "min_lr_ratio": 0.5}, [0], [0.5]),
+    (
+        "wsd",
+        {"num_warmup_steps": 2, "num_stable_steps": 1, "num_decay_steps": 2, "min_lr_ratio": 0.5},
+        [0, 1, 2, 2.9, 3, 4, 5, 6],
+        [0.5, 0.75, 1, 1, 1, 0.75, 0.5, 0.5],
+    ),
+    ("plateau", {}, [0, 9], [1, 1]),
+    ("chained", {"schedules": [{"name": "polynomial"}, {"name": "multiplicative", "factor": 0.5}]}, [1, 5], [0.4, 0]),
+    ("scale", {"factor": 0.5, "schedules": [{"name": "table", "values": [3]}]}, [0], [1.5]),
+    ("clamp", {"minimum": 0.25, "schedules": [{"name": "polynomial"}]}, [0, 4, 9], [1, 0.25, 0.25]),
+    ("clamp", {"maximum": 0.5, "schedules": [{"name": "polynomial"}]}, [0, 4, 9], [0.5, 0.2, 0]),
+    ("shift", {"by": 0.5, "schedules": [{"name": "polynomial"}]}, [0, 0.5, 3], [1, 1, 0.5]),
+    ("shift", {"by": -2, "schedules": [{"name": "polynomial"}]}, [0, 1, 3], [0.6, 0.4, 0]),
 ]
 
 
@@ -233,16 +218,41 @@ def test_points(name: str, arguments: dict[str, Any], clock: list[float], expect
     np.testing.assert_allclose([schedule(t, 1.0) for t in clock], expected, rtol=1e-12, atol=1e-9)
 
 
+def test_values_make_a_schedule_absolute() -> None:
+    scales = Schedule.parse({"name": "piecewise_constant", "boundaries": [2], "scales": [0.5]})
+    values = Schedule.parse({"name": "piecewise_constant", "boundaries": [2], "values": [5, 6]})
+    assert (scales.absolute, values.absolute) == (False, True)
+    assert Schedule.parse({"name": "scale", "factor": 2, "schedules": [values.spec]}).absolute
+
+
+def test_a_number_is_a_list_of_one() -> None:
+    number = Schedule.parse({"name": "multiplicative", "factor": 0.5})
+    assert number == Schedule.parse({"name": "multiplicative", "factor": [0.5]})
+    assert number.spec == {"name": "multiplicative", "factor": [0.5]}
+
+
+def test_keywords_have_the_defaults() -> None:
+    schedule = Schedule.parse({"name": "clamp", "minimum": 1, "schedules": [{"name": "constant"}]})
+    assert schedule.keywords == {"minimum": 1.0, "maximum": None}
+    assert schedule.children[0].keywords == {"factor": 1.0, "total_iters": 0.0}
+
+
+def test_chained_from_zero_is_zero() -> None:
+    spec = {"name": "chained", "schedules": [{"name": "step", "step_size": 1}, {"name": "linear"}]}
+    assert Schedule.parse(spec)(3.0, 0.0) == 0.0
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> dict[str, Any]:
     """A valid spec, up to three levels deep."""
     r = Random(draw(st.integers(0, 2**32)))
 
-    def build(depth: int) -> dict[str, Any]:
-        name = r.choice(sorted(ROWS.keys() - (set() if depth else {"warmup", "sequential"})))
+    def build(depth: int, names: Iterable[str] = ROWS.keys() - {"plateau"}) -> dict[str, Any]:
+        name = r.choice(sorted(set(names) - (set() if depth else set(COMPOSITIONS))))
         arguments = ROWS[name][0](r)
         if "schedules" in arguments and depth:
-            arguments["schedules"] = [build(depth - 1) for _ in arguments["schedules"]]
+            below = PROPORTIONAL if name == "chained" else ROWS.keys() - {"plateau"}
+            arguments["schedules"] = [build(depth - 1, below) for _ in arguments["schedules"]]
         return {"name": name, **arguments}
 
     clock = draw(st.sampled_from([None, "updates", "samples", "epochs"]))

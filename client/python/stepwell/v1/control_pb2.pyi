@@ -193,6 +193,27 @@ class UpdateRunResponse(_message.Message):
     run: _run_pb2.Run
     def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
 
+class ReportRequest(_message.Message):
+    __slots__ = ("run", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, run: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ReportResponse(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: _run_pb2.Run
+    def __init__(self, run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
+
 class DeleteRunRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -214,18 +235,24 @@ class ListOptimizersResponse(_message.Message):
     def __init__(self, optimizers: _Optional[_Iterable[_Union[Optimizer, _Mapping]]] = ...) -> None: ...
 
 class Optimizer(_message.Message):
-    __slots__ = ("name", "summary", "reference", "matches", "flavors")
+    __slots__ = ("name", "summary", "reference", "matches", "flavors", "inputs", "required", "points")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     MATCHES_FIELD_NUMBER: _ClassVar[int]
     FLAVORS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     summary: str
     reference: str
     matches: str
     flavors: _containers.RepeatedCompositeFieldContainer[Flavor]
-    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., matches: _Optional[str] = ..., flavors: _Optional[_Iterable[_Union[Flavor, _Mapping]]] = ...) -> None: ...
+    inputs: _containers.RepeatedScalarFieldContainer[str]
+    required: _containers.RepeatedScalarFieldContainer[str]
+    points: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., matches: _Optional[str] = ..., flavors: _Optional[_Iterable[_Union[Flavor, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., required: _Optional[_Iterable[str]] = ..., points: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Flavor(_message.Message):
     __slots__ = ("name", "arguments", "slots", "scalars", "step_per_parameter")
@@ -271,6 +298,34 @@ class ScheduleDescription(_message.Message):
     children_max: int
     def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., matches: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[_values_pb2.Argument, _Mapping]]] = ..., absolute: bool = ..., children_min: _Optional[int] = ..., children_max: _Optional[int] = ...) -> None: ...
 
+class ListPartsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPartsResponse(_message.Message):
+    __slots__ = ("transforms", "wrappers")
+    TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    WRAPPERS_FIELD_NUMBER: _ClassVar[int]
+    transforms: _containers.RepeatedCompositeFieldContainer[PartDescription]
+    wrappers: _containers.RepeatedCompositeFieldContainer[PartDescription]
+    def __init__(self, transforms: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ...) -> None: ...
+
+class PartDescription(_message.Message):
+    __slots__ = ("name", "summary", "reference", "matches", "arguments", "points")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    summary: str
+    reference: str
+    matches: str
+    arguments: _containers.RepeatedCompositeFieldContainer[_values_pb2.Argument]
+    points: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., matches: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[_values_pb2.Argument, _Mapping]]] = ..., points: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class PreviewScheduleRequest(_message.Message):
     __slots__ = ("schedule", "initial", "steps")
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +364,22 @@ class StateRange(_message.Message):
     range: _run_pb2.Range
     def __init__(self, kind: _Optional[_Union[StateKind, str]] = ..., name: _Optional[str] = ..., range: _Optional[_Union[_run_pb2.Range, _Mapping]] = ...) -> None: ...
 
+class SlotShapes(_message.Message):
+    __slots__ = ("group", "name", "shapes")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    name: str
+    shapes: _containers.RepeatedCompositeFieldContainer[Shape]
+    def __init__(self, group: _Optional[int] = ..., name: _Optional[str] = ..., shapes: _Optional[_Iterable[_Union[Shape, _Mapping]]] = ...) -> None: ...
+
+class Shape(_message.Message):
+    __slots__ = ("lengths",)
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class GetStateRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -316,12 +387,14 @@ class GetStateRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class GetStateResponse(_message.Message):
-    __slots__ = ("header", "ranges")
+    __slots__ = ("header", "ranges", "slot_shapes")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    SLOT_SHAPES_FIELD_NUMBER: _ClassVar[int]
     header: StateHeader
     ranges: _containers.RepeatedCompositeFieldContainer[StateRange]
-    def __init__(self, header: _Optional[_Union[StateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[StateRange, _Mapping]]] = ...) -> None: ...
+    slot_shapes: _containers.RepeatedCompositeFieldContainer[SlotShapes]
+    def __init__(self, header: _Optional[_Union[StateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[StateRange, _Mapping]]] = ..., slot_shapes: _Optional[_Iterable[_Union[SlotShapes, _Mapping]]] = ...) -> None: ...
 
 class SetStateRequest(_message.Message):
     __slots__ = ("run", "expected_version", "header", "ranges")

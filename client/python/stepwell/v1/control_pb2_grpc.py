@@ -71,6 +71,11 @@ class ControlServiceStub(object):
                 request_serializer=stepwell_dot_v1_dot_control__pb2.UpdateRunRequest.SerializeToString,
                 response_deserializer=stepwell_dot_v1_dot_control__pb2.UpdateRunResponse.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/stepwell.v1.ControlService/Report',
+                request_serializer=stepwell_dot_v1_dot_control__pb2.ReportRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_control__pb2.ReportResponse.FromString,
+                _registered_method=True)
         self.DeleteRun = channel.unary_unary(
                 '/stepwell.v1.ControlService/DeleteRun',
                 request_serializer=stepwell_dot_v1_dot_control__pb2.DeleteRunRequest.SerializeToString,
@@ -85,6 +90,11 @@ class ControlServiceStub(object):
                 '/stepwell.v1.ControlService/ListSchedules',
                 request_serializer=stepwell_dot_v1_dot_control__pb2.ListSchedulesRequest.SerializeToString,
                 response_deserializer=stepwell_dot_v1_dot_control__pb2.ListSchedulesResponse.FromString,
+                _registered_method=True)
+        self.ListParts = channel.unary_unary(
+                '/stepwell.v1.ControlService/ListParts',
+                request_serializer=stepwell_dot_v1_dot_control__pb2.ListPartsRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_control__pb2.ListPartsResponse.FromString,
                 _registered_method=True)
         self.PreviewSchedule = channel.unary_unary(
                 '/stepwell.v1.ControlService/PreviewSchedule',
@@ -173,6 +183,13 @@ class ControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request, context):
+        """Takes metrics of a run, which schedules that wait for them follow from the next commit on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRun(self, request, context):
         """Deletes a run with its snapshots and checkpoints.
         """
@@ -189,6 +206,13 @@ class ControlServiceServicer(object):
 
     def ListSchedules(self, request, context):
         """Lists the schedules with their arguments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListParts(self, request, context):
+        """Lists the gradient transforms and the wrappers with their arguments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,6 +298,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     request_deserializer=stepwell_dot_v1_dot_control__pb2.UpdateRunRequest.FromString,
                     response_serializer=stepwell_dot_v1_dot_control__pb2.UpdateRunResponse.SerializeToString,
             ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=stepwell_dot_v1_dot_control__pb2.ReportRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_control__pb2.ReportResponse.SerializeToString,
+            ),
             'DeleteRun': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRun,
                     request_deserializer=stepwell_dot_v1_dot_control__pb2.DeleteRunRequest.FromString,
@@ -288,6 +317,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ListSchedules,
                     request_deserializer=stepwell_dot_v1_dot_control__pb2.ListSchedulesRequest.FromString,
                     response_serializer=stepwell_dot_v1_dot_control__pb2.ListSchedulesResponse.SerializeToString,
+            ),
+            'ListParts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParts,
+                    request_deserializer=stepwell_dot_v1_dot_control__pb2.ListPartsRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_control__pb2.ListPartsResponse.SerializeToString,
             ),
             'PreviewSchedule': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewSchedule,
@@ -522,6 +556,33 @@ class ControlService(object):
             _registered_method=True)
 
     @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.ControlService/Report',
+            stepwell_dot_v1_dot_control__pb2.ReportRequest.SerializeToString,
+            stepwell_dot_v1_dot_control__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteRun(request,
             target,
             options=(),
@@ -592,6 +653,33 @@ class ControlService(object):
             '/stepwell.v1.ControlService/ListSchedules',
             stepwell_dot_v1_dot_control__pb2.ListSchedulesRequest.SerializeToString,
             stepwell_dot_v1_dot_control__pb2.ListSchedulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.ControlService/ListParts',
+            stepwell_dot_v1_dot_control__pb2.ListPartsRequest.SerializeToString,
+            stepwell_dot_v1_dot_control__pb2.ListPartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,16 +43,24 @@ class UpdateIdentity(_message.Message):
     def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., acknowledged_version: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters")
+    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters", "inputs", "loss", "loss_scale", "sparsity_factor")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
+    SPARSITY_FACTOR_FIELD_NUMBER: _ClassVar[int]
     identity: UpdateIdentity
     without_gradient: _containers.RepeatedScalarFieldContainer[int]
     samples: float
     hyperparameters: _containers.RepeatedCompositeFieldContainer[GroupHyperparameters]
-    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ...) -> None: ...
+    inputs: _containers.RepeatedScalarFieldContainer[str]
+    loss: float
+    loss_scale: float
+    sparsity_factor: float
+    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., loss_scale: _Optional[float] = ..., sparsity_factor: _Optional[float] = ...) -> None: ...
 
 class GroupHyperparameters(_message.Message):
     __slots__ = ("group", "values")
@@ -84,24 +92,42 @@ class Commit(_message.Message):
     def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("run", "parameters", "if_newer_than", "run_uid")
+    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     IF_NEWER_THAN_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    POINT_FIELD_NUMBER: _ClassVar[int]
     run: str
     parameters: _containers.RepeatedScalarFieldContainer[int]
     if_newer_than: int
     run_uid: bytes
-    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ...) -> None: ...
+    point: str
+    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("outcome", "committed_version")
+    __slots__ = ("outcome", "committed_version", "loss_scale", "gradient_norms", "parameter_norms")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NORMS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_NORMS_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     committed_version: int
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., committed_version: _Optional[int] = ...) -> None: ...
+    loss_scale: float
+    gradient_norms: Norms
+    parameter_norms: Norms
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., committed_version: _Optional[int] = ..., loss_scale: _Optional[float] = ..., gradient_norms: _Optional[_Union[Norms, _Mapping]] = ..., parameter_norms: _Optional[_Union[Norms, _Mapping]] = ...) -> None: ...
+
+class Norms(_message.Message):
+    __slots__ = ("l1", "l2", "maximum")
+    L1_FIELD_NUMBER: _ClassVar[int]
+    L2_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    l1: float
+    l2: float
+    maximum: float
+    def __init__(self, l1: _Optional[float] = ..., l2: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
 
 class ParametersHeader(_message.Message):
     __slots__ = ("version", "unchanged", "data_bytes")

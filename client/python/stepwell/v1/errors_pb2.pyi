@@ -49,6 +49,10 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_SERVER_UNAVAILABLE: _ClassVar[ErrorReason]
     ERROR_REASON_TIMED_OUT: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_TRANSFORM: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_WRAPPER: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_POINT: _ClassVar[ErrorReason]
+    ERROR_REASON_INPUT_REQUIRED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_CONTRACT_MISMATCH: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
@@ -89,6 +93,10 @@ ERROR_REASON_SERVER_STOPPING: ErrorReason
 ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason
 ERROR_REASON_TIMED_OUT: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_UNKNOWN_TRANSFORM: ErrorReason
+ERROR_REASON_UNKNOWN_WRAPPER: ErrorReason
+ERROR_REASON_UNKNOWN_POINT: ErrorReason
+ERROR_REASON_INPUT_REQUIRED: ErrorReason
 
 class Error(_message.Message):
     __slots__ = ("reason", "message", "details")

@@ -13,6 +13,8 @@ class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     D_TYPE_UNSPECIFIED: _ClassVar[DType]
     D_TYPE_FLOAT32: _ClassVar[DType]
     D_TYPE_FLOAT64: _ClassVar[DType]
+    D_TYPE_FLOAT16: _ClassVar[DType]
+    D_TYPE_BFLOAT16: _ClassVar[DType]
 
 class Nonfinite(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -23,13 +25,15 @@ class Nonfinite(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 D_TYPE_UNSPECIFIED: DType
 D_TYPE_FLOAT32: DType
 D_TYPE_FLOAT64: DType
+D_TYPE_FLOAT16: DType
+D_TYPE_BFLOAT16: DType
 NONFINITE_UNSPECIFIED: Nonfinite
 NONFINITE_REJECT: Nonfinite
 NONFINITE_SKIP: Nonfinite
 NONFINITE_ALLOW: Nonfinite
 
 class Spec(_message.Message):
-    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch")
+    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +56,10 @@ class Spec(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     NONFINITE_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
+    TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    WRAPPERS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_NORMS_FIELD_NUMBER: _ClassVar[int]
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     optimizer: str
     flavor: str
@@ -60,7 +68,11 @@ class Spec(_message.Message):
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
     nonfinite: Nonfinite
     samples_per_epoch: float
-    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ...) -> None: ...
+    definition: str
+    transforms: _containers.RepeatedCompositeFieldContainer[_values_pb2.Transform]
+    wrappers: _containers.RepeatedCompositeFieldContainer[_values_pb2.Wrapper]
+    report_norms: bool
+    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ...) -> None: ...
 
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -73,7 +85,7 @@ class ParameterSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("name", "parameters", "optimizer", "flavor", "hyperparameters", "schedules", "frozen")
+    __slots__ = ("name", "parameters", "optimizer", "flavor", "hyperparameters", "schedules", "frozen", "definition")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +107,7 @@ class GroupSpec(_message.Message):
     HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULES_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedScalarFieldContainer[str]
     optimizer: str
@@ -102,7 +115,8 @@ class GroupSpec(_message.Message):
     hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
     schedules: _containers.MessageMap[str, _values_pb2.Schedule]
     frozen: bool
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., frozen: bool = ...) -> None: ...
+    definition: str
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., frozen: bool = ..., definition: _Optional[str] = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("groups", "parameters", "last")
@@ -143,17 +157,28 @@ class LayoutParameter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., group: _Optional[int] = ..., vector_offset_bytes: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ...) -> None: ...
 
 class Range(_message.Message):
-    __slots__ = ("group", "packed_offset_bytes", "data")
+    __slots__ = ("group", "packed_offset_bytes", "data", "input", "dtype")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PACKED_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     group: int
     packed_offset_bytes: int
     data: bytes
-    def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    input: int
+    dtype: DType
+    def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., input: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count")
+    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +192,9 @@ class Run(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
     DUPLICATES_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: bytes
     generation: int
@@ -180,7 +208,10 @@ class Run(_message.Message):
     state_bytes: int
     skipped_count: int
     duplicates_count: int
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ...) -> None: ...
+    loss_scale: float
+    points: _containers.RepeatedScalarFieldContainer[str]
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., loss_scale: _Optional[float] = ..., points: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class GroupState(_message.Message):
     __slots__ = ("name", "dtype", "optimizer", "flavor", "hyperparameters", "schedules", "slots", "scalars")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stepwell/v1/values.proto\x12\x0bstepwell.v1\"\x93\x01\n\x05Value\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x07numbers\x18\x04 \x01(\x0b\x32\x17.stepwell.v1.NumberListH\x00\x12$\n\x04none\x18\x05 \x01(\x0b\x32\x14.stepwell.v1.NoValueH\x00\x42\x06\n\x04kind\"\x1d\n\nNumberList\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"\t\n\x07NoValue\"\xe4\x01\n\x08Schedule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\targuments\x18\x02 \x03(\x0b\x32$.stepwell.v1.Schedule.ArgumentsEntry\x12!\n\x05\x63lock\x18\x03 \x01(\x0e\x32\x12.stepwell.v1.Clock\x12(\n\tschedules\x18\x04 \x03(\x0b\x32\x15.stepwell.v1.Schedule\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Value:\x02\x38\x01\"\xf9\x01\n\x08\x41rgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.stepwell.v1.ArgumentKind\x12#\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x0b\x32\x12.stepwell.v1.Value\x12\x10\n\x08optional\x18\x04 \x01(\x08\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cminimum_open\x18\x07 \x01(\x08\x12\x14\n\x0cmaximum_open\x18\x08 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\t \x03(\tB\n\n\x08_minimumB\n\n\x08_maximum*V\n\x05\x43lock\x12\x15\n\x11\x43LOCK_UNSPECIFIED\x10\x00\x12\x11\n\rCLOCK_UPDATES\x10\x01\x12\x11\n\rCLOCK_SAMPLES\x10\x02\x12\x10\n\x0c\x43LOCK_EPOCHS\x10\x03*\xad\x01\n\x0c\x41rgumentKind\x12\x1d\n\x19\x41RGUMENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RGUMENT_KIND_NUMBER\x10\x01\x12\x19\n\x15\x41RGUMENT_KIND_INTEGER\x10\x02\x12\x16\n\x12\x41RGUMENT_KIND_FLAG\x10\x03\x12\x16\n\x12\x41RGUMENT_KIND_TEXT\x10\x04\x12\x19\n\x15\x41RGUMENT_KIND_NUMBERS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stepwell/v1/values.proto\x12\x0bstepwell.v1\"\x93\x01\n\x05Value\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\x07numbers\x18\x04 \x01(\x0b\x32\x17.stepwell.v1.NumberListH\x00\x12$\n\x04none\x18\x05 \x01(\x0b\x32\x14.stepwell.v1.NoValueH\x00\x42\x06\n\x04kind\"\x1d\n\nNumberList\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"\t\n\x07NoValue\"\xe4\x01\n\x08Schedule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\targuments\x18\x02 \x03(\x0b\x32$.stepwell.v1.Schedule.ArgumentsEntry\x12!\n\x05\x63lock\x18\x03 \x01(\x0e\x32\x12.stepwell.v1.Clock\x12(\n\tschedules\x18\x04 \x03(\x0b\x32\x15.stepwell.v1.Schedule\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Value:\x02\x38\x01\"\x99\x01\n\tTransform\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\targuments\x18\x02 \x03(\x0b\x32%.stepwell.v1.Transform.ArgumentsEntry\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Value:\x02\x38\x01\"\x95\x01\n\x07Wrapper\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\targuments\x18\x02 \x03(\x0b\x32#.stepwell.v1.Wrapper.ArgumentsEntry\x1a\x44\n\x0e\x41rgumentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Value:\x02\x38\x01\"\x8b\x02\n\x08\x41rgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.stepwell.v1.ArgumentKind\x12#\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x0b\x32\x12.stepwell.v1.Value\x12\x10\n\x08optional\x18\x04 \x01(\x08\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cminimum_open\x18\x07 \x01(\x08\x12\x14\n\x0cmaximum_open\x18\x08 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\t \x03(\t\x12\x10\n\x08infinite\x18\n \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum*V\n\x05\x43lock\x12\x15\n\x11\x43LOCK_UNSPECIFIED\x10\x00\x12\x11\n\rCLOCK_UPDATES\x10\x01\x12\x11\n\rCLOCK_SAMPLES\x10\x02\x12\x10\n\x0c\x43LOCK_EPOCHS\x10\x03*\xad\x01\n\x0c\x41rgumentKind\x12\x1d\n\x19\x41RGUMENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41RGUMENT_KIND_NUMBER\x10\x01\x12\x19\n\x15\x41RGUMENT_KIND_INTEGER\x10\x02\x12\x16\n\x12\x41RGUMENT_KIND_FLAG\x10\x03\x12\x16\n\x12\x41RGUMENT_KIND_TEXT\x10\x04\x12\x19\n\x15\x41RGUMENT_KIND_NUMBERS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCHEDULE_ARGUMENTSENTRY']._loaded_options = None
   _globals['_SCHEDULE_ARGUMENTSENTRY']._serialized_options = b'8\001'
-  _globals['_CLOCK']._serialized_start=716
-  _globals['_CLOCK']._serialized_end=802
-  _globals['_ARGUMENTKIND']._serialized_start=805
-  _globals['_ARGUMENTKIND']._serialized_end=978
+  _globals['_TRANSFORM_ARGUMENTSENTRY']._loaded_options = None
+  _globals['_TRANSFORM_ARGUMENTSENTRY']._serialized_options = b'8\001'
+  _globals['_WRAPPER_ARGUMENTSENTRY']._loaded_options = None
+  _globals['_WRAPPER_ARGUMENTSENTRY']._serialized_options = b'8\001'
+  _globals['_CLOCK']._serialized_start=1042
+  _globals['_CLOCK']._serialized_end=1128
+  _globals['_ARGUMENTKIND']._serialized_start=1131
+  _globals['_ARGUMENTKIND']._serialized_end=1304
   _globals['_VALUE']._serialized_start=42
   _globals['_VALUE']._serialized_end=189
   _globals['_NUMBERLIST']._serialized_start=191
@@ -47,6 +51,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULE']._serialized_end=462
   _globals['_SCHEDULE_ARGUMENTSENTRY']._serialized_start=394
   _globals['_SCHEDULE_ARGUMENTSENTRY']._serialized_end=462
-  _globals['_ARGUMENT']._serialized_start=465
-  _globals['_ARGUMENT']._serialized_end=714
+  _globals['_TRANSFORM']._serialized_start=465
+  _globals['_TRANSFORM']._serialized_end=618
+  _globals['_TRANSFORM_ARGUMENTSENTRY']._serialized_start=394
+  _globals['_TRANSFORM_ARGUMENTSENTRY']._serialized_end=462
+  _globals['_WRAPPER']._serialized_start=621
+  _globals['_WRAPPER']._serialized_end=770
+  _globals['_WRAPPER_ARGUMENTSENTRY']._serialized_start=394
+  _globals['_WRAPPER_ARGUMENTSENTRY']._serialized_end=462
+  _globals['_ARGUMENT']._serialized_start=773
+  _globals['_ARGUMENT']._serialized_end=1040
 # @@protoc_insertion_point(module_scope)

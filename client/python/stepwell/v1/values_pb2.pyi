@@ -76,8 +76,38 @@ class Schedule(_message.Message):
     schedules: _containers.RepeatedCompositeFieldContainer[Schedule]
     def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ..., clock: _Optional[_Union[Clock, str]] = ..., schedules: _Optional[_Iterable[_Union[Schedule, _Mapping]]] = ...) -> None: ...
 
+class Transform(_message.Message):
+    __slots__ = ("name", "arguments")
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arguments: _containers.MessageMap[str, Value]
+    def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+
+class Wrapper(_message.Message):
+    __slots__ = ("name", "arguments")
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arguments: _containers.MessageMap[str, Value]
+    def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+
 class Argument(_message.Message):
-    __slots__ = ("name", "kind", "default", "optional", "minimum", "maximum", "minimum_open", "maximum_open", "choices")
+    __slots__ = ("name", "kind", "default", "optional", "minimum", "maximum", "minimum_open", "maximum_open", "choices", "infinite")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +117,7 @@ class Argument(_message.Message):
     MINIMUM_OPEN_FIELD_NUMBER: _ClassVar[int]
     MAXIMUM_OPEN_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
+    INFINITE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: ArgumentKind
     default: Value
@@ -96,4 +127,5 @@ class Argument(_message.Message):
     minimum_open: bool
     maximum_open: bool
     choices: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ArgumentKind, str]] = ..., default: _Optional[_Union[Value, _Mapping]] = ..., optional: bool = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., minimum_open: bool = ..., maximum_open: bool = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
+    infinite: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ArgumentKind, str]] = ..., default: _Optional[_Union[Value, _Mapping]] = ..., optional: bool = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., minimum_open: bool = ..., maximum_open: bool = ..., choices: _Optional[_Iterable[str]] = ..., infinite: bool = ...) -> None: ...

@@ -1,7 +1,7 @@
 """The functions that an optimizer's body may call, on arrays and on Python floats.
 
-On floats they answer with Python floats: a NumPy float64 scalar would silently promote float32 arrays.
-`EMITTED` says how the fused kernels spell each one on elements.
+On floats they answer with Python floats: a NumPy float64 scalar would silently promote float32 arrays. Reductions turn
+elements into one float. `EMITTED` says how the fused kernels spell each of the others on elements.
 """
 
 import math
@@ -47,20 +47,46 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return (x if condition else y) if isinstance(condition, bool) else np.where(condition, x, y)
 
 
-FUNCTIONS = {function.__name__: function for function in (sqrt, exp, log, cbrt, abs, maximum, minimum, sign, where)}
+def sum_all(x: Any) -> float:
+    """The sum of the elements, in float64 whatever their type."""
+    return float(np.sum(x, dtype=np.float64))
+
+
+def norm(x: Any) -> float:
+    """The Euclidean norm, squared and summed in float64."""
+    return math.sqrt(float(np.sum(np.square(x, dtype=np.float64))))
+
+
+def max_abs(x: Any) -> float:
+    """The largest absolute value, 0 where there are no elements."""
+    return float(np.max(np.abs(x), initial=0.0))
+
+
+def size(x: Any) -> float:
+    """How many elements there are."""
+    return float(np.size(x))
+
+
+ELEMENTWISE = {function.__name__: function for function in (sqrt, exp, log, cbrt, abs, maximum, minimum, sign, where)}
+
+# From elements to one number; over what, a tensor or a whole group, the definition says.
+REDUCTIONS = {function.__name__: function for function in (sum_all, norm, max_abs, size)}
+
+FUNCTIONS = ELEMENTWISE | REDUCTIONS
 
 # How many arguments each takes.
 ARITIES = dict.fromkeys(FUNCTIONS, 1) | {"maximum": 2, "minimum": 2, "where": 3}
 
-# Kernel expressions on elements, arguments by place. NaN propagates through maximum and minimum as in NumPy.
+# Kernel expressions on elements, arguments by place; `one` and `zero` are of the kernel's type. NaN propagates as in
+# NumPy; that these are selections, and not NumPy's own functions, lets the loop vectorise.
 EMITTED = {
     "sqrt": "math.sqrt({0})",
     "exp": "math.exp({0})",
     "log": "math.log({0})",
     "cbrt": "np.cbrt({0})",
     "abs": "abs({0})",
-    "maximum": "np.maximum({0}, {1})",
-    "minimum": "np.minimum({0}, {1})",
-    "sign": "np.sign({0})",
+    "maximum": "({0} if ({0} > {1}) | ({0} != {0}) else {1})",
+    "minimum": "({0} if ({0} < {1}) | ({0} != {0}) else {1})",
+    "sign": "(one if {0} > zero else (-one if {0} < zero else {0}))",
     "where": "({1} if {0} else {2})",
 }

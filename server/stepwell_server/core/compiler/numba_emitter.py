@@ -1,47 +1,94 @@
-"""Source text of the fused CPU kernel of a program: one loop, one pass over memory.
+"""Source text of a program's fused CPU kernels: one loop over pieces of the vectors, one pass over memory.
 
 The text is dtype-neutral; the device compiles it per dtype. In place and out of place are two kernels: an array passed
 under two names would fail LLVM's run-time alias check and halve the speed.
 """
 
 import ast
+import re
 
 from stepwell_server.core.compiler.functions import EMITTED
 from stepwell_server.core.compiler.program import Program
+from stepwell_server.core.compiler.stages import Stage
 
-_HEADER = '''"""The fused kernel of {name}. Written by Stepwell's compiler; do not edit."""
+_HEADER = '''"""The fused kernels of {name}. Written by Stepwell's compiler; do not edit."""
 
 import math
 
 import numpy as np
 '''
 
+_KERNEL = """def {name}(begins, ends, rows, table, {arrays}):
+    zero, one = table.dtype.type(0), table.dtype.type(1)
+    for piece in range(len(begins)):
+        row = rows[piece]
+        {before}
+        for i in range(begins[piece], ends[piece]):
+            {body}
+        {after}
+"""
+
+_COEFFICIENT = re.compile(r"_c\d+")
+
+# How each reduction takes an operand `w`, and what its sum is turned into. A NaN is not lost in a maximum.
+_TAKEN = {
+    "sum_all": ["r{n} += w{n}"],
+    "norm": ["r{n} += w{n} * w{n}"],
+    "max_abs": ["r{n} = max(r{n}, abs(w{n}))", "n{n} += w{n} != w{n}"],
+}
+
 
 def emit(program: Program) -> str:
-    """A module with `in_place` and `out_of_place`.
+    """A module with `in_place` and `out_of_place`, and `reduce_0`, ... for the stages before the last.
 
-    Both take (begin, end, param, [param_out,] grad, *slots, *coefficients): element indices, one-dimensional arrays
-    of one dtype, and numbers of that dtype. `out_of_place` writes the new parameters to param_out; slots are written
-    in place by both.
+    All take (begins, ends, rows, table, *program.arrays): pieces as element indices, each piece's row in the table of
+    coefficients, and one-dimensional arrays of one dtype, which is the table's, too. `out_of_place` takes one more
+    array, for the new parameters; slots are written in place by both. `reduce_N` takes one more, float64, for what each
+    piece (first axis) gives for each reduction (second axis).
     """
-    return "\n\n".join(
-        [_HEADER.format(name=program.name), _kernel(program, "in_place"), _kernel(program, "out_of_place")]
-    )
+    parts = [_HEADER.format(name=program.name)]
+    parts += [_reduction(program, number, stage) for number, stage in enumerate(program.stages[:-1])]
+    parts.append(_update(program, "in_place", f"array_{program.target}"))
+    if program.target == "param":
+        parts.append(_update(program, "out_of_place", "out"))
+    return "\n\n".join(parts)
 
 
-def _kernel(program: Program, name: str) -> str:
+def _update(program: Program, name: str, target: str) -> str:
     # Every name of the body gets a prefix of its kind, so that it cannot meet another kind's, or what the kernel calls.
-    target = "array_param" if name == "in_place" else "out"
-    arrays = ["array_param", *(["out"] if name == "out_of_place" else []), "array_grad"]
-    arrays += [f"array_{slot}" for slot in program.slots]
-    numbers = [f"_c{index}" for index in range(program.coefficients)]
-    loads = [f"v_{array} = array_{array}[i]" for array in ("param", "grad", *program.slots)]
-    body = [f"v_{local} = {_text(value)}" for local, value in program.elements]
-    news = [f"new_{output} = {_text(value)}" for output, value in program.outputs.items()]
-    stores = [f"{target}[i] = new_param", *(f"array_{slot}[i] = new_{slot}" for slot in program.slots)]
-    lines = "\n        ".join([*loads, *body, *news, *stores])
-    signature = ", ".join(["begin", "end", *arrays, *numbers])
-    return f"def {name}({signature}):\n    for i in range(begin, end):\n        {lines}\n"
+    outputs = dict(program.last.outputs)
+    if target == "out":
+        outputs.setdefault("param", ast.Name("param", ast.Load()))
+    news = [f"new_{output} = {_text(value)}" for output, value in outputs.items()]
+    stores = [f"{target if output == program.target else f'array_{output}'}[i] = new_{output}" for output in outputs]
+    return _kernel(program, program.last, name, ["out"] if target == "out" else [], [], [*news, *stores], [])
+
+
+def _reduction(program: Program, number: int, stage: Stage) -> str:
+    before, body, after = [], [], []
+    for n, (kind, operand) in enumerate(stage.reductions):
+        before += [f"r{n} = 0.0", f"n{n} = 0"]
+        body += [f"w{n} = np.float64({_text(operand)})", *(line.format(n=n) for line in _TAKEN[kind])]
+        after.append(f"partials[piece, {n}] = r{n} if n{n} == 0 else np.nan")
+    return _kernel(program, stage, f"reduce_{number}", ["partials"], before, body, after)
+
+
+def _kernel(
+    program: Program, stage: Stage, name: str, more: list[str], before: list[str], body: list[str], after: list[str]
+) -> str:
+    used = {part.id for value in stage.expressions for part in ast.walk(value) if isinstance(part, ast.Name)}
+    if "out" in more:
+        used.add("param")
+    loads = [f"v_{array} = array_{array}[i]" for array in program.arrays if array in used]
+    locals_ = [f"v_{local} = {_text(value)}" for local, value in stage.elements]
+    numbers = [f"_c{index} = table[row, {index}]" for index in range(stage.coefficients)]
+    return _KERNEL.format(
+        name=name,
+        arrays=", ".join([*(f"array_{array}" for array in program.arrays), *more]),
+        before="\n        ".join([*numbers, *before]) or "pass",
+        body="\n            ".join([*loads, *locals_, *body]) or "pass",
+        after="\n        ".join(after) or "pass",
+    )
 
 
 def _text(node: ast.expr) -> str:
@@ -52,7 +99,7 @@ class _Spelled(ast.NodeTransformer):
     """Spells each name with its prefix, and each function as Numba compiles it best."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return node if node.id.startswith("_c") else ast.Name(f"v_{node.id}", ast.Load())
+        return node if _COEFFICIENT.fullmatch(node.id) else ast.Name(f"v_{node.id}", ast.Load())
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         assert isinstance(node.func, ast.Name)

@@ -1,6 +1,6 @@
 """The CPU device: memory, compiled kernels, and the threads that run them. The one place that imports Numba.
 
-Kernels are serial functions that release the GIL; a launch cuts its range into one piece per thread. (Numba's own
+Kernels are serial functions that release the GIL; a launch cuts its pieces into one share per thread. (Numba's own
 threading layer aborts when two Python threads call parallel kernels at once.)
 """
 
@@ -9,8 +9,9 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +24,19 @@ from numpy.typing import NDArray
 from stepwell_server.core.compiler.numba_emitter import emit
 from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.devices import copies
+from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Bytes, HostMemory, Offsets, Vector
+from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
 
-Vector = NDArray[Any]
+# The exponent's bits of each type: all of them are set in a NaN and in an infinity.
+_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
+    "float16": np.uint16(0x7C00),
+    "bfloat16": np.uint16(0x7F80),
+    "float32": np.uint32(0x7F800000),
+    "float64": np.uint64(0x7FF0000000000000),
+}
 
-ALIGNMENT_BYTES = 64
 # Below this many elements a launch stays on the calling thread: handing it over would cost more than it saves.
-_PIECE_ELEMENTS_MIN = 1 << 16
+_SHARE_ELEMENTS_MIN = 1 << 16
 
 # 'python' error handling and the strict NaN rules would stop vectorisation; full fastmath would delete NaN tests.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
@@ -37,47 +45,79 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {
 class Kernel:
     """A program compiled for one dtype."""
 
-    def __init__(self, in_place: Callable[..., None], out_of_place: Callable[..., None]) -> None:
-        self._in_place = in_place
-        self._out_of_place = out_of_place
-
-    def launch(
-        self,
-        device: "CpuDevice",
-        begin: int,
-        end: int,
-        param: Vector,
-        param_out: Vector,
-        grad: Vector,
-        slots: Sequence[Vector],
-        coefficients: Sequence[np.floating[Any]],
-    ) -> None:
-        """Update the elements from `begin` to `end`; param_out may be param itself, then the update is in place.
-
-        coefficients: of the vectors' type.
-        """
-        if param_out is param:
-            device.spread(begin, end, lambda a, b: self._in_place(a, b, param, grad, *slots, *coefficients))
-        else:
-            device.spread(
-                begin, end, lambda a, b: self._out_of_place(a, b, param, param_out, grad, *slots, *coefficients)
+    def __init__(self, device: "CpuDevice", program: Program, dtype: np.dtype[Any], module: ModuleType) -> None:
+        self._device = device
+        self._program = program
+        array = numba.from_dtype(dtype)[::1]
+        arrays = [array] * len(program.arrays)
+        # Unsigned indices need no wrap-around test, which would stop vectorisation.
+        pieces = [numba.uint64[::1]] * 3 + [numba.from_dtype(dtype)[:, ::1]]
+        updates = [("in_place", [])] + ([("out_of_place", [array])] if program.target == "param" else [])
+        self._updates = {
+            name: device.compile_function(getattr(module, name), numba.void(*pieces, *arrays, *more))
+            for name, more in updates
+        }
+        self._reductions = [
+            device.compile_function(
+                getattr(module, f"reduce_{number}"),
+                numba.void(*pieces, *arrays, numba.float64[:, ::1]),
+                reassociated=True,
             )
+            for number in range(len(program.stages) - 1)
+        ]
+
+    def update(
+        self, pieces: Pieces, table: NDArray[Any], arrays: Mapping[str, Vector], out: Vector | None = None
+    ) -> None:
+        """Run the last stage. table: coefficients by row, of the vectors' type. out: where the new parameters go."""
+        vectors = [arrays[name] for name in self._program.arrays]
+        if out is None or out is arrays["param"]:
+            kernel = self._updates["in_place"]
+        else:
+            kernel = self._updates["out_of_place"]
+            vectors.append(out)
+        self._device.spread(pieces, lambda part: kernel(*_spelled(part), table, *vectors))
+
+    def reduce(
+        self, stage: int, pieces: Pieces, table: NDArray[Any], arrays: Mapping[str, Vector]
+    ) -> Callable[[], NDArray[np.float64]]:
+        """Run an earlier stage, at once; the function that is returned gives the result."""
+        vectors = [arrays[name] for name in self._program.arrays]
+        kinds = [kind for kind, _ in self._program.stages[stage].reductions]
+        cut = pieces.cut(REDUCTION_ELEMENTS)
+        partials = np.zeros((len(cut), len(kinds)))
+        kernel = self._reductions[stage]
+        self._device.spread_whole(
+            cut, lambda first, last: kernel(*_spelled(cut.part(first, last)), table, *vectors, partials[first:last])
+        )
+        result = add_up(partials, cut, len(table), kinds)
+        return lambda: result
 
 
-class CpuDevice:
+def _spelled(pieces: Pieces) -> tuple[NDArray[np.uint64], ...]:
+    return pieces.begins.view(np.uint64), pieces.ends.view(np.uint64), pieces.rows.view(np.uint64)
+
+
+class CpuDevice(HostMemory):
     """Memory and kernels on the host.
 
     kernel_directory: where sources and machine code are kept between processes; private to the user, see
     `storage/kernel_cache.py`. None keeps nothing.
     """
 
+    # The module of array functions that array code gets.
+    xp = np
+
     def __init__(self, threads: int, kernel_directory: Path | None = None) -> None:
         assert threads >= 1
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="kernel") if threads > 1 else None
-        self._pieces = threads
+        self._threads = threads
         self._kernel_directory = kernel_directory
         self._kernels: dict[tuple[Program, str], Kernel] = {}
         self._compile_copies()
+
+    def check_holds(self, bytes_max: int) -> None:
+        """The system hands out pages when they are touched: what it can spare shows only then."""
 
     def allocate(self, elements: int, dtype: np.dtype[Any]) -> Vector:
         """A zeroed vector on a 64-byte boundary."""
@@ -89,30 +129,33 @@ class CpuDevice:
         """The program's kernel for a dtype; about a second the first time, then kept in memory and on disk."""
         key = (program, dtype.str)
         if key not in self._kernels:
-            module = self._module(emit(program), program.name)
-            array, number = numba.from_dtype(dtype)[::1], numba.from_dtype(dtype)
-            slots = [array] * len(program.slots)
-            numbers = [number] * program.coefficients
-            # Unsigned indices need no wrap-around test, which would stop vectorisation.
-            span = [numba.uint64, numba.uint64]
-            self._kernels[key] = Kernel(
-                self._compile(module.in_place, numba.void(*span, array, array, *slots, *numbers)),
-                self._compile(module.out_of_place, numba.void(*span, array, array, array, *slots, *numbers)),
-            )
+            self._kernels[key] = Kernel(self, program, dtype, self._module(emit(program), program.name))
         return self._kernels[key]
 
-    def spread(self, begin: int, end: int, work: Callable[[int, int], None]) -> None:
-        """Run `work` over pieces of the range on all threads; pieces begin on whole cache lines."""
-        elements = end - begin
-        pieces = min(self._pieces, max(1, elements // _PIECE_ELEMENTS_MIN))
-        if pieces == 1 or self._pool is None:
-            work(begin, end)
+    def spread(self, pieces: Pieces, work: Callable[[Pieces], None]) -> None:
+        """Run `work` over shares of the pieces on all threads; cuts lie on whole cache lines."""
+        shares = min(self._threads, max(1, pieces.elements // _SHARE_ELEMENTS_MIN))
+        if shares == 1:
+            work(pieces)
+        else:
+            self._together([partial(work, part) for part in pieces.shares(shares, ALIGNMENT_BYTES)])
+
+    def spread_whole(self, pieces: Pieces, work: Callable[[int, int], None]) -> None:
+        """Run `work` over (first, after the last) of the pieces on all threads; none is cut."""
+        shares = min(self._threads, len(pieces), max(1, pieces.elements // _SHARE_ELEMENTS_MIN))
+        cuts = [len(pieces) * number // shares for number in range(shares + 1)]
+        self._together([partial(work, first, last) for first, last in pairwise(cuts)])
+
+    def _together(self, works: Sequence[Callable[[], None]]) -> None:
+        if not works:
             return
-        step = -(-elements // pieces // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        cuts = [*range(begin, end, step), end]
-        others = [self._pool.submit(work, a, b) for a, b in pairwise(cuts[1:])]
+        if self._pool is None or len(works) == 1:
+            for work in works:
+                work()
+            return
+        others = [self._pool.submit(work) for work in works[1:]]
         try:
-            work(cuts[0], cuts[1])
+            works[0]()
         finally:
             wait(others)
         for other in others:
@@ -121,34 +164,41 @@ class CpuDevice:
     def place(
         self,
         vector: Vector,
-        packed: NDArray[np.uint8],
+        packed: Bytes,
         begin: int,
-        packed_offsets: NDArray[np.int64],
-        vector_offsets: NDArray[np.int64],
+        packed_offsets: Offsets,
+        vector_offsets: Offsets,
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
-        """Copy packed bytes, which begin at packed offset `begin`, to their places in a vector; offsets in bytes."""
+        """Copy packed bytes to their places in a vector; offsets in bytes of its type. dtype: what the bytes hold."""
+        if dtype is not None and dtype != vector.dtype:
+            with np.errstate(over="ignore", invalid="ignore"):
+                packed = packed.view(dtype).astype(vector.dtype).view(np.uint8)
         self._place(vector.view(np.uint8), packed, begin, packed_offsets, vector_offsets)
 
     def gather(
-        self,
-        vector: Vector,
-        packed: NDArray[np.uint8],
-        begin: int,
-        packed_offsets: NDArray[np.int64],
-        vector_offsets: NDArray[np.int64],
+        self, vector: Vector, packed: Bytes, begin: int, packed_offsets: Offsets, vector_offsets: Offsets
     ) -> None:
         """The way back: fill `packed` with the bytes that begin at packed offset `begin`."""
         self._gather(vector.view(np.uint8), packed, begin, packed_offsets, vector_offsets)
 
-    def is_finite(self, packed: NDArray[np.uint8], dtype: np.dtype[Any]) -> bool:
+    def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element is a NaN or an infinity; a whole number of elements of `dtype`."""
-        if dtype.itemsize == 4:
-            return bool(self._finite(packed.view(np.uint32), np.uint32(0x7F800000)))
-        return bool(self._finite(packed.view(np.uint64), np.uint64(0x7FF0000000000000)))
+        exponent = _EXPONENTS[dtype.name]
+        return bool(self._finite(packed.view(exponent.dtype), exponent))
 
     def copy(self, source: Vector, target: Vector) -> None:
         """Copy a whole vector on all threads."""
-        self.spread(0, len(source), lambda a, b: np.copyto(target[a:b], source[a:b]))
+
+        def work(part: Pieces) -> None:
+            begin, end = part.begins[0], part.ends[-1]
+            np.copyto(target[begin:end], source[begin:end])
+
+        if len(source):
+            self.spread(whole(len(source)), work)
+
+    def fill(self, vector: Vector, value: float) -> None:
+        vector.fill(value)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -175,18 +225,27 @@ class CpuDevice:
         spec.loader.exec_module(module)
         return module
 
-    def _compile(self, function: Callable[..., Any], *signatures: Any) -> Callable[..., Any]:
+    def compile_function(
+        self, function: Callable[..., Any], *signatures: Any, reassociated: bool = False
+    ) -> Callable[..., Any]:
+        """Machine code for the signatures. reassociated: sums may be taken in any order, and so vectorise."""
         caching = self._kernel_directory is not None
-        compiled: Callable[..., Any] = numba.njit(list(signatures), cache=caching, **_OPTIONS)(function)
+        options = _OPTIONS | ({"fastmath": _OPTIONS["fastmath"] | {"reassoc"}} if reassociated else {})
+        compiled: Callable[..., Any] = numba.njit(list(signatures), cache=caching, **options)(function)
         return compiled
 
     def _compile_copies(self) -> None:
         module = self._module(inspect.getsource(copies), "copies")
         offsets = numba.int64[::1]
         packed = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-        words = [(numba.types.Array(word, 1, "C", readonly=True), word) for word in (numba.uint32, numba.uint64)]
-        self._place = self._compile(module.place, numba.void(numba.uint8[::1], packed, numba.int64, offsets, offsets))
-        self._gather = self._compile(
+        words = [
+            (numba.types.Array(word, 1, "C", readonly=True), word)
+            for word in (numba.uint16, numba.uint32, numba.uint64)
+        ]
+        self._place = self.compile_function(
+            module.place, numba.void(numba.uint8[::1], packed, numba.int64, offsets, offsets)
+        )
+        self._gather = self.compile_function(
             module.gather, numba.void(numba.uint8[::1], numba.uint8[::1], numba.int64, offsets, offsets)
         )
-        self._finite = self._compile(module.finite, *(numba.boolean(array, word) for array, word in words))
+        self._finite = self.compile_function(module.finite, *(numba.boolean(array, word) for array, word in words))

@@ -87,3 +87,23 @@ amsgrad = adam.variant(
     flavors={"optax": {"lr": REQUIRED}},
     fixed={"amsgrad": True, "amsgrad_corrected": True},
 )
+
+sparse_adam = adam.variant(
+    "sparse_adam",
+    "SparseAdam: Adam for gradients with few rows, whose moments decay in the rows that a gradient has.",
+    reference="PyTorch's lazy form of Kingma & Ba 2015, https://docs.pytorch.org/docs/stable/generated/"
+    "torch.optim.SparseAdam.html",
+    matches="torch.optim.SparseAdam",
+    flavors={"torch": {}},
+    fixed={"eps_hat": True},
+    # Decay and a maximum over time would have to reach the rows that a gradient lacks.
+    without=[
+        "eps_root",
+        "amsgrad",
+        "amsgrad_corrected",
+        "nesterov",
+        "bias_correction",
+        "weight_decay",
+        "decoupled_weight_decay",
+    ],
+)

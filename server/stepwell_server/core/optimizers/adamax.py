@@ -42,3 +42,14 @@ def adamax(
         return param - lr / (1 - beta1**step) * exp_avg / exp_inf, exp_avg, exp_inf
     exp_inf = maximum(beta2 * exp_inf, abs(grad))
     return param - lr / (1 - beta1**step) * exp_avg / (exp_inf + eps), exp_avg, exp_inf
+
+
+adamaxw = adamax.variant(
+    "adamaxw",
+    "AdamaxW: Adamax with weight decay that bypasses the moments.",
+    reference="Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101, applied to Adamax",
+    matches="optax.adamaxw",
+    flavors={"optax": {"lr": REQUIRED, "weight_decay": 1e-4}},
+    fixed={"decoupled_weight_decay": True},
+    without=["eps_at"],
+)

@@ -1,8 +1,8 @@
-"""Adam with Nesterov's look-ahead."""
+"""Adam with Nesterov's look-ahead: Dozat's, and the lecture notes'."""
 
 from typing import Any
 
-from stepwell_server.core.arguments import REQUIRED
+from stepwell_server.core.arguments import DECAY_RATE, REQUIRED
 from stepwell_server.core.compiler.definition import optimizer
 from stepwell_server.core.compiler.functions import sqrt
 
@@ -45,3 +45,58 @@ def nadam(
     scale = sqrt(exp_avg_sq / (1 - beta2**step)) + eps
     change = lr * (1 - mu) / (1 - mu_product) * grad + lr * mu_next / (1 - mu_product * mu_next) * exp_avg
     return param - change / scale, exp_avg, exp_avg_sq, mu_product
+
+
+def _lookahead(param: Any, momentum_buffer: Any, *, lr: float, beta: float, velocity: str) -> Any:
+    return param - beta * (momentum_buffer if velocity == "literal" else lr * momentum_buffer)
+
+
+@optimizer(
+    reference="the lecture notes' section on NADAM, with its two gradients and its learning rate applied twice",
+    flavors={"lecture": {}},
+    inputs={"lookahead_grad": "optional"},
+    ranges={"beta": DECAY_RATE},
+    choices={"velocity": ("literal", "ema")},
+    refuse={
+        "bias_correction is given with velocity literal, which is no mean; set velocity to ema": lambda v: (
+            v["bias_correction"] and v["velocity"] == "literal"
+        )
+    },
+    points={"lookahead": _lookahead},
+)
+def nadam_lecture(
+    param: Any,
+    grad: Any,
+    lookahead_grad: Any,
+    momentum_buffer: Any,
+    exp_avg_sq: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    beta: float = 0.9,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    velocity: str = "literal",
+    bias_correction: bool = False,
+    maximize: bool = False,
+) -> Any:
+    """NADAM as in the lecture notes: Adam's scaling of beta1 parts of a velocity and 1 - beta1 parts of the gradient.
+
+    The velocity is made of gradients at the look-ahead point, theta - beta velocity, if an update carries them, and of
+    the one gradient otherwise. velocity "literal" is the printed sum, beta u + lr g, so that lr acts twice; "ema" reads
+    it as a running mean, whose look-ahead is lr times as far. bias_correction then corrects both means and the
+    gradient: with beta = beta1 that is optax's nadam.
+    """
+    ahead = grad
+    if lookahead_grad is not None:
+        ahead = -lookahead_grad if maximize else lookahead_grad
+    momentum_buffer = beta * momentum_buffer + (lr if velocity == "literal" else 1 - beta) * ahead
+    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad**2
+    if bias_correction:
+        direction = beta1 / (1 - beta ** (step + 1)) * momentum_buffer + (1 - beta1) / (1 - beta1**step) * grad
+        scale = sqrt(exp_avg_sq / (1 - beta2**step)) + eps
+    else:
+        direction = beta1 * momentum_buffer + (1 - beta1) * grad
+        scale = sqrt(exp_avg_sq) + eps
+    return param - lr * direction / scale, momentum_buffer, exp_avg_sq

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stepwell_server.core.arguments import REQUIRED
+from stepwell_server.core.arguments import REQUIRED, Argument, Kind
 from stepwell_server.core.compiler.definition import optimizer
 
 
@@ -44,12 +44,23 @@ def sgd(
     return param - lr * update, momentum_buffer
 
 
+def _evaluation(param: Any, momentum_buffer: Any, *, momentum: float) -> Any:
+    return param + momentum * momentum_buffer
+
+
+def _lookahead(param: Any) -> Any:
+    return param
+
+
 nag = sgd.variant(
     "nag",
+    # theta, the point that the look-ahead is from, is served instead if serve says so.
     "Nesterov's accelerated gradient, with the parameters kept at the look-ahead point where gradients are taken.",
     reference="the lecture notes; Nesterov 1983",
     matches="keras.optimizers.SGD(nesterov=True)",
     flavors={"lecture": {"momentum": 0.9}},
     fixed={"nesterov": True, "lr_in_momentum": True},
     without=["dampening"],
+    extra=[Argument("serve", Kind.TEXT, "lookahead", choices=("lookahead", "theta"))],
+    points={"evaluation": _evaluation, "lookahead": _lookahead},
 )

@@ -7,7 +7,12 @@ from stepwell_server.core.schedules import composition as composition
 from stepwell_server.core.schedules import cosine as cosine
 from stepwell_server.core.schedules import cyclic as cyclic
 from stepwell_server.core.schedules import decay as decay
+from stepwell_server.core.schedules import one_cycle as one_cycle
 from stepwell_server.core.schedules import piecewise as piecewise
+from stepwell_server.core.schedules import plateau as plateau
+from stepwell_server.core.schedules import warmup_decay as warmup_decay
+from stepwell_server.core.schedules import with_warmup as with_warmup
+from stepwell_server.core.schedules.definition import SCHEDULES as SCHEDULES
 from stepwell_server.core.schedules.definition import ScheduleEntry as ScheduleEntry
 from stepwell_server.core.schedules.definition import find_schedule as find_schedule
 from stepwell_server.core.schedules.definition import list_schedules as list_schedules

@@ -1,5 +1,6 @@
 """Schedules made of schedules."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,6 +37,88 @@ def sequential(t: float, initial: float, *, milestones: tuple[float, ...], child
     i = bisect_right(milestones, t)
     began = milestones[i - 1] if i else 0.0
     return children[i](t - began, initial)
+
+
+def check_chained(*, children: Sequence[Child]) -> str | None:
+    """Object to members that are more than a factor on the initial value."""
+    for i, child in enumerate(children):
+        if child.level is not None:
+            return (
+                f"'schedules[{i}].{child.level}' gives an absolute value, expected schedules that only scale the "
+                "initial one; set it to 0 or leave it out, or use another schedule"
+            )
+    return None
+
+
+@schedule(
+    reference="https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ChainedScheduler.html",
+    matches="torch.optim.lr_scheduler.ChainedScheduler",
+    children="many",
+    check=check_chained,
+)
+def chained(t: float, initial: float, *, children: Sequence[Child]) -> float:
+    """Multiply schedules: each one's factor on the initial value.
+
+    f(t) = initial * m_0(t) * m_1(t) * ..., where m_i(t) is schedule i from the initial value 1. That is a product only
+    of schedules that are proportional to the initial value: one with a floor, an end value or absolute values is
+    refused, because the result would depend on the order.
+    """
+    return initial * math.prod(child(t, 1.0) for child in children)
+
+
+@schedule(reference="A product: factor * inner(t)", children=1)
+def scale(t: float, initial: float, *, factor: float, children: Sequence[Child]) -> float:
+    """Multiply another schedule's value by a factor.
+
+    f(t) = factor * inner(t). An absolute schedule stays absolute.
+    """
+    (inner,) = children
+    return factor * inner(t, initial)
+
+
+def check_clamp(*, minimum: float | None, maximum: float | None, **_: object) -> str | None:
+    """Object to no bound at all, and to bounds that cross."""
+    if minimum is None and maximum is None:
+        return "neither of 'minimum' and 'maximum' given, expected at least one; give a bound"
+    if minimum is not None and maximum is not None and maximum < minimum:
+        return f"'maximum' is {maximum:g} and 'minimum' {minimum:g}, expected minimum <= maximum; swap them"
+    return None
+
+
+@schedule(
+    reference="A cut: min(max(inner(t), minimum), maximum)",
+    children=1,
+    levels={"minimum", "maximum"},
+    check=check_clamp,
+)
+def clamp(
+    t: float,
+    initial: float,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    children: Sequence[Child],
+) -> float:
+    """Keep another schedule's value between bounds.
+
+    f(t) = min(max(inner(t), minimum), maximum), both in the value's unit; none is no bound, one at least is given.
+    """
+    (inner,) = children
+    value = inner(t, initial)
+    if minimum is not None:
+        value = max(value, minimum)
+    return value if maximum is None else min(value, maximum)
+
+
+@schedule(reference="A shift of the clock: inner(max(0, t - by))", children=1)
+def shift(t: float, initial: float, *, by: float, children: Sequence[Child]) -> float:
+    """Let another schedule begin later, or start in its middle.
+
+    f(t) = inner(max(0, t - by)), by in clock units: until then the first value holds. A negative one skips the first
+    units of the schedule.
+    """
+    (inner,) = children
+    return inner(max(0.0, t - by), initial)
 
 
 @schedule(

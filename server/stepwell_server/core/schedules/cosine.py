@@ -8,6 +8,7 @@ from stepwell_server.core.schedules.definition import schedule
 @schedule(
     reference="Loshchilov & Hutter 2017, SGDR, eq. 5 without restarts, https://arxiv.org/abs/1608.03983",
     matches="torch.optim.lr_scheduler.CosineAnnealingLR",
+    levels={"eta_min"},
 )
 def cosine(t: float, initial: float, *, t_max: float, eta_min: float = 0.0, hold: bool = False) -> float:
     """Fall along a half cosine to eta_min at t_max, then rise again, or hold.
@@ -17,7 +18,49 @@ def cosine(t: float, initial: float, *, t_max: float, eta_min: float = 0.0, hold
     """
     # The remainder is exact, so that a late clock loses no digits in the cosine.
     t = min(t, t_max) if hold else math.fmod(t, 2 * t_max)
-    return eta_min + (initial - eta_min) * _half_wave(t / t_max)
+    return eta_min + (initial - eta_min) * half_wave(t / t_max)
+
+
+def check_cosine_decay(*, warmup_target: float | None, warmup_steps: float, **_: object) -> str | None:
+    """Object to a warmup that goes nowhere."""
+    if warmup_steps and warmup_target is None:
+        return (
+            f"'warmup_steps' is {warmup_steps:g} and 'warmup_target' is none, expected both or no warmup; give the "
+            "value that the warmup ends at"
+        )
+    return None
+
+
+@schedule(
+    reference="https://keras.io/api/optimizers/learning_rate_schedules/cosine_decay/",
+    matches="keras.optimizers.schedules.CosineDecay",
+    levels={"warmup_target"},
+    check=check_cosine_decay,
+)
+def cosine_decay(
+    t: float,
+    initial: float,
+    *,
+    decay_steps: float,
+    alpha: float = 0.0,
+    exponent: float = 1.0,
+    warmup_target: float | None = None,
+    warmup_steps: float = 0.0,
+) -> float:
+    """Fall along a half cosine to a share of the start, and hold it; before that, perhaps, a warmup.
+
+    f(t) = start * ((1 - α) * ((1 + cos(π min(t, T) / T)) / 2)^exponent + α), T = decay_steps in clock units. Without
+    warmup_target, start is the initial value. With it, in the value's unit, f goes linearly from the initial value to
+    warmup_target over warmup_steps; that is the start, and the clock of the decay counts from there. α = alpha is a
+    share of the start. optax's cosine_decay_schedule has no warmup, Keras's CosineDecay no exponent.
+    """
+    start = initial
+    if warmup_target is not None:
+        if t < warmup_steps:
+            return initial + (warmup_target - initial) * (t / warmup_steps)
+        start, t = warmup_target, t - warmup_steps
+    wave = half_wave(min(t, decay_steps) / decay_steps)
+    return start * ((1 - alpha) * math.pow(wave, exponent) + alpha)
 
 
 def check_cosine_restarts(*, eta_min: float, alpha: float, **_: object) -> str | None:
@@ -30,6 +73,7 @@ def check_cosine_restarts(*, eta_min: float, alpha: float, **_: object) -> str |
 @schedule(
     reference="Loshchilov & Hutter 2017, SGDR, eq. 5, https://arxiv.org/abs/1608.03983",
     matches="torch.optim.lr_scheduler.CosineAnnealingWarmRestarts",
+    levels={"eta_min"},
     check=check_cosine_restarts,
 )
 def cosine_restarts(
@@ -50,10 +94,15 @@ def cosine_restarts(
     Keras's CosineDecayRestarts is t_mult=2 with alpha.
     """
     restarts, since, length = _find_restart(t, t_0, t_mult)
-    peak, wave = math.pow(m_mul, restarts), _half_wave(since / length)
+    peak, wave = math.pow(m_mul, restarts), half_wave(since / length)
     if alpha:
         return initial * ((1 - alpha) * peak * wave + alpha)
     return eta_min + (initial * peak - eta_min) * wave
+
+
+def half_wave(share: float) -> float:
+    """Go along half a cosine from 1 at share 0 to 0 at share 1."""
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 def _find_restart(t: float, t_0: float, t_mult: float) -> tuple[float, float, float]:
@@ -68,8 +117,3 @@ def _find_restart(t: float, t_0: float, t_mult: float) -> tuple[float, float, fl
         length *= t_mult
         restarts += 1.0
     return restarts, t, length
-
-
-def _half_wave(share: float) -> float:
-    """From 1 at share 0 to 0 at share 1."""
-    return (1 + math.cos(math.pi * share)) / 2

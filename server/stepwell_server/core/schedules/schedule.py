@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from stepwell_server.core.arguments import REQUIRED, Value, unknown
+from stepwell_server.core.arguments import REQUIRED, Kind, Value, unknown
 from stepwell_server.core.errors import InvalidSpec, InvalidValue, LimitExceeded, UnknownArgument
 from stepwell_server.core.schedules.definition import ScheduleEntry, find_schedule
 
@@ -72,8 +72,27 @@ class Schedule:
     @property
     def absolute(self) -> bool:
         """Whether the value is independent of the initial one."""
+        entry = find_schedule(self.name)
         inherited = bool(self.children) and all(child.absolute for child in self.children)
-        return inherited or find_schedule(self.name).absolute
+        return entry.absolute or inherited or self.keywords.get(entry.absolute_with or "") is not None
+
+    @property
+    def level(self) -> str | None:
+        """The path of what keeps the value from being proportional to the initial one: an argument, or `name`."""
+        entry, keywords = find_schedule(self.name), self.keywords
+        if entry.absolute:
+            return "name"
+        for name in sorted(entry.levels):
+            if keywords[name] not in (None, 0.0):
+                return name
+        levels = (child.level and f"schedules[{i}].{child.level}" for i, child in enumerate(self.children))
+        return next(filter(None, levels), None)
+
+    @property
+    def keywords(self) -> dict[str, Value]:
+        """Every argument with its value, defaults filled in."""
+        defaults = {argument.name: cast(Value, argument.default) for argument in find_schedule(self.name).arguments}
+        return defaults | dict(self.arguments)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -88,16 +107,13 @@ class Schedule:
 
     @cached_property
     def _function(self) -> Callable[[float, float], float]:
-        return partial(find_schedule(self.name).function, **self._keywords)
+        return partial(find_schedule(self.name).function, **self._inputs)
 
     @property
-    def _keywords(self) -> dict[str, Any]:
-        entry = find_schedule(self.name)
-        keywords: dict[str, Any] = {argument.name: argument.default for argument in entry.arguments}
-        keywords.update(self.arguments)
-        if entry.children is not None:
-            keywords["children"] = self.children
-        return keywords
+    def _inputs(self) -> dict[str, Any]:
+        """What the function takes after t and initial."""
+        children = {} if find_schedule(self.name).children is None else {"children": self.children}
+        return {**self.keywords, **children}
 
 
 def preview(schedule: Schedule, initial: float, steps: int) -> npt.NDArray[np.float64]:
@@ -129,13 +145,20 @@ def _parse(spec: object, path: str, depth: int, nodes: Iterator[int]) -> Schedul
             path=path,
         )
     entry = find_schedule(spec["name"], f"at '{path}': schedule" if path else "schedule")
+    if entry.stateful and path:
+        raise InvalidSpec(
+            f"schedule '{entry.name}'{place}: it follows what is reported, not the clock alone, expected it at the "
+            "root only; drive the hyperparameter with it directly",
+            schedule=entry.name,
+            path=path,
+        )
     schedule = Schedule(
         name=entry.name,
         arguments=_parse_arguments(entry, spec, path),
         children=_parse_children(entry, spec, path, depth, nodes),
         given_clock=_parse_clock(entry, spec, path),
     )
-    objection = entry.check(**schedule._keywords) if entry.check else None
+    objection = entry.check(**schedule._inputs) if entry.check else None
     if objection is not None:
         raise InvalidSpec(f"schedule '{entry.name}'{place}: {objection}", schedule=entry.name, path=path)
     return schedule
@@ -154,7 +177,11 @@ def _parse_arguments(entry: ScheduleEntry, spec: Mapping[Any, object], path: str
         value, qualified = spec[name], _join(path, name)
         if isinstance(value, list | tuple) and len(value) > LIST_LENGTH_MAX:
             raise _limit(owner, f"length of '{qualified}'", len(value), LIST_LENGTH_MAX, "give a shorter list")
-        given[name] = replace(known[name], name=qualified).check(value, owner)
+        if name in entry.lists and not isinstance(value, list | tuple):
+            number = replace(known[name], name=qualified, kind=Kind.NUMBER).check(value, owner)
+            given[name] = (cast(float, number),)
+        else:
+            given[name] = replace(known[name], name=qualified).check(value, owner)
     for argument in entry.arguments:
         if argument.default is REQUIRED and argument.name not in given:
             raise InvalidSpec(
