@@ -1,6 +1,7 @@
 """What a run can have around its optimizer, over the wire: transforms, wrappers, points, inputs, half precision."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,42 @@ def test_every_kind_of_state_survives_restarts(
     same_state(run.get_state(), changed)
     for of in ("average", "lookahead"):
         assert run.pull(of=of) is not None
+
+
+MATRIX = {"w": np.ones((4, 3)), "b": np.ones(3)}
+BAD: dict[str, tuple[dict[str, Any], type[stepwell.StepwellError], str]] = {
+    "argument": ({"optimizer": "adam", "hyperparameters": {"momentum": 0.9}}, stepwell.UnknownArgument, "'momentum'"),
+    "nesterov": ({"optimizer": "sgd", "hyperparameters": {"nesterov": True}}, stepwell.InvalidSpec, "momentum > 0"),
+    "shape": ({"optimizer": "muon"}, stepwell.InvalidSpec, "parameter 'b' has shape \\(3,\\), expected two dimensions"),
+    "flavor": ({"optimizer": "lion", "flavor": "torch"}, stepwell.UnknownFlavor, "keras, optax"),
+    "transform": ({"transforms": [{"name": "clip_by_norm"}]}, stepwell.InvalidValue, "'max_norm' is missing"),
+    "wrapper": ({"wrappers": [{"name": "ema", "decay": 1.0}]}, stepwell.InvalidValue, "'decay'"),
+    "negative length": (
+        {"schedules": {"lr": {"name": "linear", "total_iters": -1}}}, stepwell.InvalidValue, "'total_iters'",
+    ),
+    "child missing": (
+        {"schedules": {"lr": {"name": "warmup", "num_warmup_steps": 3}}}, stepwell.InvalidSpec, "'schedules'",
+    ),
+    "attribute": ({"definition": TEXT.replace("grad\n", "grad.T\n")}, stepwell.InvalidSpec, "line 3"),
+    "subscript": ({"definition": TEXT.replace("grad\n", "grad[0]\n")}, stepwell.InvalidSpec, "line 3"),
+    "import": ({"definition": "import os\n" + TEXT}, stepwell.InvalidSpec, "line 1"),
+    "loop": ({"definition": TEXT.replace("    velocity =", "    while 1: velocity =")}, stepwell.InvalidSpec, "line 3"),
+    "infinite": ({"definition": TEXT.replace("lr * velocity", "lr * velocity / 0")}, stepwell.InvalidSpec, ""),
+    "log of less than 0": (
+        {"definition": TEXT.replace("- lr * velocity", "- lr * log(-exp(grad))")}, stepwell.InvalidSpec, "line 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "error", "message"), BAD.values(), ids=BAD)
+def test_what_makes_no_sense_makes_no_run(
+    client: stepwell.Client, name: str, spec: dict[str, Any], error: type[stepwell.StepwellError], message: str
+) -> None:
+    if "definition" not in spec and "optimizer" not in spec:
+        spec = {"optimizer": "sgd", **spec}
+    with pytest.raises(error) as refused:
+        client.create_run(name, MATRIX, **spec)
+    assert re.search(message, str(refused.value)), str(refused.value)
+    assert name not in {run.name for run in client.list_runs()}
+    # The name is free, and what was begun is gone.
+    assert client.create_run(name, MATRIX, optimizer="sgd").created

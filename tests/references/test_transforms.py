@@ -1,4 +1,4 @@
-"""The textbook's transforms against torch's clipping and loss scaling, optax's transformations and Keras's clipping."""
+"""Every transform against torch's clipping and loss scaling, optax's transformations and Keras's clipping."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.references.comparison import Float, every_dtype, every_seed
-from tests.textbook.loops import Params
+from tests.references.comparison import STEPS, Float, every_dtype, every_seed, expect_close, remembered
+from tests.references.implementation import step_transformed, step_unscaled
+from tests.textbook.loops import Hyper, Params
 from tests.textbook.transforms import (
     SHAPES,
     TRANSFORM_CASES,
@@ -31,7 +32,6 @@ torch = pytest.importorskip("torch")
 jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
-STEPS = 100
 Reference = Callable[[TransformRun], list[Params]]
 
 
@@ -123,17 +123,41 @@ REFERENCES: dict[tuple[str, str], Reference] = {
 BY_ID = {case.id: case for case in TRANSFORM_CASES}
 
 
+every_reference = pytest.mark.parametrize(
+    ("row", "framework"),
+    [pytest.param(*key, id="-".join(key), marks=pytest.mark.xdist_group(key[0].split("-")[0])) for key in REFERENCES],
+)
+
+
 @every_seed
 @every_dtype
-@pytest.mark.parametrize(("row", "framework"), REFERENCES, ids=lambda part: part)
+@every_reference
+def test_implementation_follows_framework(row: str, framework: str, dtype: Float, seed: int) -> None:
+    run = draw_transform(BY_ID[row], seed, dtype, STEPS)
+    expected = follow_framework(row, framework, dtype, seed)
+    words = f"{row} as in {framework}, seed {seed}, {run.arguments}"
+    expect_close(step_transformed(BY_ID[row], run), expected, tolerance(dtype), words)
+
+
+@every_seed
+@every_dtype
+@every_reference
 def test_textbook_follows_framework(row: str, framework: str, dtype: Float, seed: int) -> None:
     run = draw_transform(BY_ID[row], seed, dtype, STEPS)
-    expected = REFERENCES[row, framework](run)
-    rtol, atol = (1e-11, 1e-13) if dtype == np.float64 else (2e-5, 1e-6)
-    for step, (got, wanted) in enumerate(zip(run_transform(BY_ID[row], run), expected, strict=True)):
-        for name, value in got.items():
-            message = f"seed {seed}, step {step}, {name!r}, {run.arguments}"
-            np.testing.assert_allclose(value, wanted[name], rtol=rtol, atol=atol, err_msg=message)
+    expected = follow_framework(row, framework, dtype, seed)
+    words = f"{row} as in {framework}, seed {seed}, {run.arguments}"
+    expect_close(run_transform(BY_ID[row], run), expected, tolerance(dtype), words)
+
+
+def tolerance(dtype: Float) -> tuple[float, float]:
+    return (1e-11, 1e-13) if dtype == np.float64 else (2e-5, 1e-6)
+
+
+@remembered
+def follow_framework(row: str, framework: str, dtype: Float, seed: int) -> list[Params]:
+    run = draw_transform(BY_ID[row], seed, dtype, STEPS)
+    followed = REFERENCES[row, framework](run)
+    return [{name: value.astype(run.grads[0][name].dtype) for name, value in after.items()} for after in followed]
 
 
 @every_dtype
@@ -149,10 +173,30 @@ def test_global_norm_at_its_bound(dtype: Float) -> None:
 
 @every_seed
 @every_dtype
-def test_unscale_follows_torch(dtype: Float, seed: int) -> None:
+def test_implementation_unscales_like_torch(dtype: Float, seed: int) -> None:
     """Gradients that overflow now and then: the scale, what is skipped, and what the optimizer sees."""
+    arguments, grads = draw_overflows(dtype, seed)
+    expected, scales = follow_scaler(arguments, grads)
+    seen, scales_here = step_unscaled(grads, **arguments)
+    assert scales_here == scales
+    expect_same_gradients(seen, expected, dtype)
+
+
+@every_seed
+@every_dtype
+def test_textbook_unscales_like_torch(dtype: Float, seed: int) -> None:
+    arguments, grads = draw_overflows(dtype, seed)
+    expected, scales = follow_scaler(arguments, grads)
+    actual = unscale(grads, **arguments)
+    assert actual.scales == scales
+    expect_same_gradients(actual.grads, expected, dtype)
+    assert None in actual.grads
+    assert max(actual.scales) > actual.scales[0] or min(actual.scales) < actual.scales[0]
+
+
+def draw_overflows(dtype: Float, seed: int) -> tuple[dict[str, Any], list[Params]]:
     rng = np.random.default_rng(seed)
-    arguments: dict[str, Any] = {
+    arguments: Hyper = {
         "init_scale": float(rng.choice([2.0**10, 2.0**16])),
         "growth_factor": float(rng.choice([2.0, 4.0])),
         "backoff_factor": float(rng.choice([0.25, 0.5])),
@@ -162,25 +206,30 @@ def test_unscale_follows_torch(dtype: Float, seed: int) -> None:
     for row in grads:
         if rng.random() < 0.15:
             row["vector"][rng.integers(11)] = rng.choice([math.inf, -math.inf, math.nan])
-    actual = unscale(grads, **arguments)
+    return arguments, grads
 
+
+def follow_scaler(arguments: dict[str, Any], grads: Sequence[Params]) -> tuple[list[Params | None], list[float]]:
+    """torch's loss scaling: the gradients that its optimizer sees, None where it skips; the scale before and after."""
     scaler = torch.amp.GradScaler("cpu", **arguments)
     scaler.scale(torch.ones(()))
-    for step, row in enumerate(grads):
-        assert scaler.get_scale() == actual.scales[step]
+    seen: list[Params | None] = []
+    scales = [scaler.get_scale()]
+    for row in grads:
         tensors = {name: torch.zeros_like(torch.tensor(g)) for name, g in row.items()}
         for name, tensor in tensors.items():
             tensor.grad = torch.tensor(row[name])
-        optimizer = torch.optim.SGD(tensors.values(), lr=1.0)
-        scaler.step(optimizer)
+        scaler.step(torch.optim.SGD(tensors.values(), lr=1.0))
         scaler.update()
-        seen = actual.grads[step]
-        for name, tensor in tensors.items():
-            wanted = np.zeros(SHAPES[name]) if seen is None else -seen[name]
-            np.testing.assert_allclose(tensor.detach().numpy(), wanted, rtol=1e-6 if dtype == np.float32 else 1e-12)
-    assert scaler.get_scale() == actual.scales[-1]
-    assert None in actual.grads
-    assert max(actual.scales) > actual.scales[0] or min(actual.scales) < actual.scales[0]
+        scales.append(scaler.get_scale())
+        moved = {name: -tensor.detach().numpy() for name, tensor in tensors.items()}
+        seen.append(moved if any(np.any(value) for value in moved.values()) else None)
+    return seen, scales
+
+
+def expect_same_gradients(actual: Sequence[Params | None], expected: Sequence[Params | None], dtype: Float) -> None:
+    assert [row is None for row in actual] == [row is None for row in expected]
+    expect_close([row for row in actual if row], [row for row in expected if row], tolerance(dtype), "unscale")
 
 
 def test_sparsity_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -237,6 +239,18 @@ def test_a_second_device_compiles_nothing_again(tmp_path):
     # Another dtype is another machine code of the same source.
     Launch("sgd", {}, "float64", elements=100).run(CpuDevice(1, tmp_path))
     assert len(files(tmp_path)) == len(before) + 2
+
+
+def test_another_process_compiles_nothing_again(tmp_path):
+    """Strings hash differently in every process, and nothing that is kept may be named by it."""
+    script = (
+        "import pathlib, sys; from stepwell_server.core.devices.cpu import CpuDevice\n"
+        "CpuDevice(1, pathlib.Path(sys.argv[1]))"
+    )
+    for seed in "123":
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+    assert len(list(tmp_path.glob("copies_*.py"))) == 1
 
 
 def test_a_changed_source_is_not_mistaken(tmp_path):

@@ -205,8 +205,10 @@ class CpuDevice(HostMemory):
             self._pool.shutdown()
 
     def _module(self, source: str, name: str) -> ModuleType:
-        # Machine code depends on the compiler and its options as much as on the source.
-        identity = f"{source}\n{_OPTIONS}\n{numba.__version__}"
+        # Machine code depends on the compiler and its options as much as on the source. Sets print in another order in
+        # every process.
+        options = sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in _OPTIONS.items())
+        identity = f"{source}\n{options}\n{numba.__version__}"
         key = f"{name}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         if self._kernel_directory is None:
             module = ModuleType(key)
