@@ -32,6 +32,10 @@ bench-gpu: .venv/.installed ## Print the GPU's table; install CuPy (the extra cu
 experiments: .venv/.installed ## Measure what is claimed of the optimizers; write docs/experiments.md and its pictures
 	$(BIN)/stepwell experiments --output docs/experiments.md
 
+.PHONY: parity
+parity: .venv/.installed .venv/.references ## Compare everything with PyTorch, optax, Keras and others; write docs/parity.md
+	$(BIN)/python tests/references/parity.py $(PARITY)
+
 ##@ Test
 
 .PHONY: test
@@ -40,11 +44,11 @@ test: .venv/.installed ## Run the tests that take minutes in all
 
 .PHONY: test-references
 test-references: .venv/.installed .venv/.references ## Install PyTorch, optax, Keras and others into the same environment and compare with them
-	$(BIN)/pytest -n $(TEST_PROCESSES) -m "references and not long" $(TESTS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup -m "references and not long" $(TESTS)
 
 .PHONY: test-long
-test-long: .venv/.installed ## Run the tests that need long, or gigabytes: one after another
-	$(BIN)/pytest -m "long and not references" $(TESTS)
+test-long: .venv/.installed ## Run the tests that need long; those that need gigabytes run one after another
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup -m "long and not references" $(TESTS)
 
 .PHONY: check
 check: check-python check-generated check-proto check-containers ## Everything that is wrong without running it

@@ -67,6 +67,19 @@ def test_an_average_is_of_the_parameters_and_leaves_them_alone(device, name, opt
         np.testing.assert_allclose(run.point("average")["w"], expected, rtol=1e-11, atol=1e-13)
 
 
+def test_schedule_free_goes_around_array_code(device):
+    """With weights that are all equal, the evaluation point is the mean of all z."""
+    param, grads, _ = draw()
+    spec = {"optimizer": "adafactor", "hyperparameters": {"lr": 0.01, "weight_decay": 0.0, "eps2": 1.0}}
+    run = wrapped_run(device, param, spec, ({"name": "schedule_free", "weight_lr_power": 0.0},), [0.01] * STEPS)
+    visited = []
+    for grad in grads:
+        run.step({"w": grad})
+        visited.append(run.arrays("schedule_free_z")["w"])
+    np.testing.assert_allclose(run.point("evaluation")["w"], np.mean(visited, axis=0), rtol=1e-10)
+    assert not np.array_equal(visited[-1], param)
+
+
 def test_wrappers_compose(device):
     """An average around lookahead sees the parameters that lookahead gives back."""
     param, grads, lrs = draw()

@@ -128,6 +128,7 @@ def test_names_for_globs(client: stepwell.Client, name: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.xdist_group("gigabytes")
 def test_a_tensor_of_more_than_2_31_bytes(start: Callable[..., Server], connect: Connect) -> None:
     """Beyond what 32 bits count, in bytes; every element is looked at."""
     elements = 2**31 // 4 + 100_003

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.references.comparison import (
+    STEPS,
     Float,
     draw,
     every_dtype,
     every_run,
+    expect_close,
     expect_same_run,
     follow_implementation,
     follow_textbook,
     remembered,
 )
-from tests.textbook.cases import CASES, Case, Params
-from tests.textbook.drawing import SHAPES
+from tests.references.implementation import step_with_hessians
+from tests.textbook.cases import CASES, Case, Hyper, Params
+from tests.textbook.drawing import SHAPES, betas_and_eps, decay, magnitude
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
@@ -49,6 +53,14 @@ def test_textbook_follows_optax(case: Case, dtype: Float, seed: int) -> None:
     run = draw(case, seed, dtype)
     expected = follow_optax(case, seed, dtype)
     expect_same_run(follow_textbook(case, run), expected, case, run, tolerance(case, dtype), f"seed {seed}")
+
+
+@every_dtype
+@pytest.mark.parametrize("seed", range(3))
+def test_sophia_follows_optax(dtype: Float, seed: int) -> None:
+    run = draw_sophia(seed, dtype)
+    words = f"sophia seed {seed}, hyperparameters {run.hyper}"
+    expect_close(sophia_by_implementation(run), sophia_by_optax(run), SOPHIA.tolerance(dtype), words)
 
 
 def tolerance(case: Case, dtype: Float) -> tuple[float, float]:
@@ -167,3 +179,66 @@ def compiled_loop(name: str, flags: tuple[tuple[str, object], ...]) -> Callable[
         return jax.lax.scan(step, (params, optimizer.init(params)), (grads, losses))[1]
 
     return jax.jit(loop)  # type: ignore[no-any-return]
+
+
+# It takes a Hessian's diagonal now and then, which the table's rows have not: no textbook's loop, but a row of its own.
+SOPHIA = Case(
+    "sophia",
+    "optax",
+    lambda rng: {
+        **betas_and_eps(rng),
+        "gamma": magnitude(rng, 1e-3, 1e-1),
+        # Not none: the first step, before any Hessian, is the gradient over eps.
+        "clip_threshold": magnitude(rng, 0.1, 2),
+        **decay(rng),
+    },
+)
+
+
+@dataclass(frozen=True)
+class SophiaRun:
+    """hessians: one every `interval` steps, from the first on, and none at the others."""
+
+    hyper: Hyper
+    params: Params
+    grads: list[Params]
+    lr: float
+    interval: int
+    hessians: list[Params | None]
+
+
+def draw_sophia(seed: int, dtype: Float) -> SophiaRun:
+    run = draw(SOPHIA, seed, dtype)
+    rng = np.random.default_rng([seed, 1])
+    interval = int(rng.integers(1, 11))
+    hessians: list[Params | None] = []
+    for step in range(STEPS):
+        # A quadratic form's estimate may be negative; curvature mostly is not.
+        drawn = {name: np.asarray(rng.normal(1, 0.5, size=p.shape), dtype) for name, p in run.params.items()}
+        hessians.append(None if step % interval else drawn)
+    grads = [{name: grad for name, grad in row.items() if grad is not None} for row in run.grads]
+    return SophiaRun(run.hyper, run.params, grads, run.lrs[0], interval, hessians)
+
+
+def sophia_by_implementation(run: SophiaRun) -> list[Params]:
+    return step_with_hessians("sophia", run.hyper, run.params, run.grads, run.hessians, run.lr)
+
+
+def sophia_by_optax(run: SophiaRun) -> list[Params]:
+    """optax's, which is given the Hessian's diagonal instead of estimating it."""
+    given = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), lambda grads, state, params=None, *, hessian: (hessian, state)
+    )
+    hyper = {NAMES.get(name, name): value for name, value in run.hyper.items()}
+    optimizer = optax.contrib.sophia(run.lr, **hyper, update_interval=run.interval, hessian_diagonal_fn=given)
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any, hessian: Any) -> Any:
+        updates, state = optimizer.update(grads, state, params, hessian=hessian)
+        return optax.apply_updates(params, updates), state
+
+    params, state, after = run.params, optimizer.init(run.params), []
+    for grads, hessian in zip(run.grads, run.hessians, strict=True):
+        params, state = step(params, state, grads, hessian or grads)
+        after.append({name: np.asarray(value) for name, value in params.items()})
+    return after

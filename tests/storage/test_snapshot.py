@@ -278,6 +278,7 @@ def test_memory_besides_the_state_is_bounded(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.xdist_group("gigabytes")
 def test_a_tensor_of_over_2_to_the_31_bytes(tmp_path):
     elements = (1 << 29) + 3
     state = make_state({"w": ((elements,), "float32")}, "sgd", hyperparameters={"lr": 0.1})

@@ -44,6 +44,7 @@ class Case:
     adjust        mends one tensor's gradients where the rule is discontinuous in them
     objective     gives the gradients, for rules that make no sense of unrelated ones
     steps         how many at most, for rules in which round-off grows
+    start         how large the parameters are to begin with
     """
 
     name: str
@@ -61,6 +62,7 @@ class Case:
     adjust: Adjust | None = None
     objective: Objective | None = None
     steps: int = 1000
+    start: float = 1.0
 
     @property
     def id(self) -> str:
@@ -87,7 +89,7 @@ def draw_run(case: Case, seed: int, dtype: DTypeLike, steps: int) -> Run:
     rng = np.random.default_rng(seed)
     steps = min(steps, case.steps)
     hyper = case.sample(rng)
-    params = {name: rng.normal(size=shape) for name, shape in case.shapes.items()}
+    params = {name: case.start * rng.normal(size=shape) for name, shape in case.shapes.items()}
     columns = {name: gradients(rng, shape, steps) for name, shape in case.shapes.items()}
     if case.adjust is not None:
         columns = {name: case.adjust(hyper, column) for name, column in columns.items()}

@@ -91,8 +91,6 @@ def _variants(definition: Definition, name: str, values: Mapping[str, Any], *tol
 def _wrapper_rows() -> Iterator[Row]:
     chosen = [[each] for each in WRAPPERS.values()] + [[WRAPPERS["lookahead"], WRAPPERS["ema"]]]
     for definition, wrappers in itertools.product((OPTIMIZERS["sgd"], OPTIMIZERS["adam"], ADOPT), chosen):
-        if definition is ADOPT and WRAPPERS["schedule_free"] in wrappers:
-            continue  # it asks for lr
         values = {"lr": 0.01, **_plausible(definition)}
         start = _start(definition)
         for each in wrappers:

@@ -43,11 +43,22 @@ class ndarray(np.ndarray[Any, Any]):  # noqa: N801  # CuPy's name
 
     def __array_ufunc__(self, function: Any, method: Any, *inputs: Any, out: Any = (), **more: Any) -> Any:  # type: ignore[override]
         _stream().run()
+        mixed = [
+            each for each in inputs if isinstance(each, np.ndarray) and not isinstance(each, ndarray) and each.ndim
+        ]
+        if mixed:
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
         plain = [each.view(np.ndarray) if isinstance(each, ndarray) else each for each in inputs]
         if out:
             more["out"] = tuple(each.view(np.ndarray) for each in out)
         result = getattr(function, method)(*plain, **more)
         return out[0] if out else np.asarray(result).view(ndarray)
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, more: Any) -> Any:
+        # CuPy would dispatch much of this; array code that asks for `xp` should not rely on how much.
+        if not _current.__dict__.get("inside"):
+            raise TypeError(f"numpy.{function.__name__} was called on a device's array")
+        return super().__array_function__(function, types, arguments, more)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         _stream().run()
@@ -206,14 +217,25 @@ def _empty(elements: int, dtype: Any) -> ndarray:
 class _Eager(ModuleType):
     """The module. Its array functions are NumPy's: they run at once, after what the current stream has enqueued."""
 
+    _numpy: ModuleType = np
+
     def __getattr__(self, name: str) -> Any:
-        found = getattr(np, name)
+        found = getattr(self._numpy, name)
+        if isinstance(found, ModuleType):
+            inner = _Eager(name)
+            inner._numpy = found
+            return inner
         if not callable(found) or isinstance(found, type):
             return found
 
         def call(*arguments: Any, **more: Any) -> Any:
             _stream().run()
-            return found(*arguments, **more)
+            before, _current.inside = _current.__dict__.get("inside"), True
+            try:
+                result = found(*arguments, **more)
+            finally:
+                _current.inside = before
+            return result.view(ndarray) if type(result) is np.ndarray else result
 
         return call
 

@@ -21,6 +21,9 @@ from stepwell_server.core.spec import GroupSpec
 from tests.benchmarks.gpu import benchmark
 from tests.core.devices import fake_cupy
 from tests.core.local import LocalRun
+from tests.core.test_optimizers import compare, hash_of
+from tests.references import implementation
+from tests.textbook.cases import CASES, draw_run, run_textbook
 
 HALF, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -238,6 +241,17 @@ def test_pieces_of_any_number_are_one_launch(gpu, device):
         for each in runs:
             each.step(gradients)
     assert_same(*(each.parameters() for each in runs))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", [case for case in CASES if not case.variant], ids=lambda case: case.id)
+def test_every_optimizer_goes_where_the_textbook_goes(gpu, case, monkeypatch):
+    """Array code, too: it must not call NumPy on a device's arrays."""
+    monkeypatch.setattr(implementation, "_device", lambda: gpu)
+    run = draw_run(case, hash_of(case.id, "float32"), "float32", 12)
+    ours = implementation.step_through(case.name, case.flavor, run.hyper, run.params, run.grads, run.lrs, run.losses)
+    theirs = run_textbook(case, run.hyper, run.params, run.grads, run.lrs, run.losses)
+    compare(ours, theirs, case, "float32", f"{run.hyper}")
 
 
 # The benchmark.

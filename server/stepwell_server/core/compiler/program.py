@@ -191,6 +191,8 @@ def _specialise(
         body = _append(body, wrapper, _straighten(wrapper, wrapper_static))
         scalars |= {f"{wrapper.name}_{name}": value for name, value in wrapper.scalars.items()}
         arguments += [f"{wrapper.name}_{name}" for name in wrapper.arguments]
+        if "lr" in wrapper.given and "lr" not in arguments:
+            arguments.append("lr")  # behind array code, whose own arguments the pass does not know
     name = "_".join([definition.name, *(wrapper.name for wrapper, _ in wrappers)])
     return _make(name, definition, inputs, scalars, arguments, body, scope=definition.scope_of(dict(static)))
 

@@ -93,7 +93,7 @@ class CudaDevice:
 
     def __init__(self, number: int = 0, kernel_directory: Path | None = None) -> None:
         if kernel_directory is not None:
-            # CuPy asks for it at every compilation, and has no other way to be told.
+            # CuPy reads it when it is imported, and has no other way to be told.
             os.environ["CUPY_CACHE_DIR"] = str(kernel_directory / "cuda")
         self._cupy = _import_cupy(number)
         cuda = self._cupy.cuda
