@@ -9,12 +9,11 @@ import pytest
 from stepwell_server.core.errors import InputRequired, InvalidSpec, InvalidValue, UnknownArgument, UnknownTransform
 from stepwell_server.core.transforms import TRANSFORMS
 from stepwell_server.core.workers import Outcome
-from tests.core.local import LocalRun, place
+from tests.core.local import LocalRun
+from tests.references.implementation import KEEPER, step_transformed
 from tests.textbook.transforms import TRANSFORM_CASES, draw_transform, run_transform, unscale
 
 STEPS = 20
-# This optimizer keeps the gradient that it sees, to the bit.
-KEEPER: dict[str, Any] = {"optimizer": "optimistic_gradient_descent", "hyperparameters": {"lr": 0.0}}
 
 
 def seen(run: LocalRun) -> dict[str, np.ndarray]:
@@ -29,24 +28,11 @@ def test_every_transform_has_a_row_or_a_test_of_its_own():
 @pytest.mark.parametrize("case", TRANSFORM_CASES, ids=lambda case: case.id)
 def test_a_transform_equals_the_textbook(device, case, dtype):
     drawn = draw_transform(case, 11, dtype, STEPS)
-    run = LocalRun(drawn.params[0], **KEEPER, transforms=({"name": case.name, **drawn.arguments},), device=device)
     rtol, atol = (1e-11, 1e-13) if dtype == "float64" else (2e-5, 1e-6)
-    for step, expected in enumerate(run_transform(case, drawn)):
-        for name, value in drawn.params[step].items():
-            index = run.run.layout.indices[name]
-            place(run.run, 0, index, run.run.groups[0].vectors[""].vector, value)
-        given = {"sparsity_factor": _factor(drawn, step)} if drawn.arguments.get("source") == "client" else {}
-        run.step(drawn.grads[step], **given)
-        for name, got in seen(run).items():
-            np.testing.assert_allclose(got, expected[name], rtol=rtol, atol=atol, err_msg=f"step {step}, {name}")
-
-
-def _factor(drawn, step):
-    """What a client that knows its density sends."""
-    density, arguments = drawn.densities[step], drawn.arguments
-    if arguments["kind"] == "inverse":
-        return 1 / max(density, arguments["floor"])
-    return 1 + arguments["k"] * (1 - density)
+    ours, theirs = step_transformed(case, drawn, device), run_transform(case, drawn)
+    for step, (got, expected) in enumerate(zip(ours, theirs, strict=True)):
+        for name, value in got.items():
+            np.testing.assert_allclose(value, expected[name], rtol=rtol, atol=atol, err_msg=f"step {step}, {name}")
 
 
 def test_transforms_run_in_order(device):

@@ -526,6 +526,7 @@ def test_the_catalogue(client: stepwell.Client) -> None:
     np.testing.assert_array_equal(values, [1.0, 1.0, 0.5, 0.5, 0.25])
 
 
+@pytest.mark.long
 def test_every_optimizer_of_the_catalogue_runs(client: stepwell.Client, name: str) -> None:
     """With what list_optimizers says, and no more, a run can be made: a form could."""
     for optimizer in client.list_optimizers():

@@ -57,25 +57,17 @@ def step_with_hessians(
     ]
 
 
-def step_transformed(case: TransformCase, drawn: TransformRun) -> list[Params]:
+def step_transformed(case: TransformCase, drawn: TransformRun, device: Any = None) -> list[Params]:
     """The gradients that the optimizer sees, after every step."""
     spec = {"name": case.name, **drawn.arguments}
-    run = LocalRun(drawn.params[0], **KEEPER, transforms=(spec,), device=_device())
+    run = LocalRun(drawn.params[0], **KEEPER, transforms=(spec,), device=device or _device())
     seen = []
     for grads, params, density in zip(drawn.grads, drawn.params, drawn.densities, strict=True):
         for name, value in params.items():
             place(run.run, 0, run.run.layout.indices[name], run.run.groups[0].vectors[""].vector, value)
-        run.step(grads, **sparsity_factor(drawn.arguments, density))
+        run.step(grads, **_sparsity_factor(drawn.arguments, density))
         seen.append(run.arrays("prev_grad"))
     return seen
-
-
-def sparsity_factor(arguments: Mapping[str, Any], density: float) -> dict[str, float]:
-    """What a client that knows its density sends, if it is asked to."""
-    if arguments.get("source") != "client":
-        return {}
-    inverse = arguments["kind"] == "inverse"
-    return {"sparsity_factor": 1 / max(density, arguments["floor"]) if inverse else 1 + arguments["k"] * (1 - density)}
 
 
 def step_unscaled(grads: Sequence[Params], **arguments: Any) -> tuple[list[Params | None], list[float]]:
@@ -118,6 +110,14 @@ def step_wrapped(
 def evaluate_schedule(spec: dict[str, object], initial: float, steps: int) -> Array:
     """The schedule's value at t = 0 .. steps - 1, as float64; `initial` is the hyperparameter's own value."""
     return np.asarray(preview(Schedule.parse(spec), initial, steps))
+
+
+def _sparsity_factor(arguments: Mapping[str, Any], density: float) -> dict[str, float]:
+    """What a client that knows its density sends, if it is asked to."""
+    if arguments.get("source") != "client":
+        return {}
+    inverse = arguments["kind"] == "inverse"
+    return {"sparsity_factor": 1 / max(density, arguments["floor"]) if inverse else 1 + arguments["k"] * (1 - density)}
 
 
 def _device() -> Any:

@@ -41,7 +41,8 @@ which fails if a line is out of tolerance, and then shows that line's number in 
   |x - y| / (atol + rtol |y|), x ours and y the reference's: 0 is equal to the last bit, 1.0 is at the tolerance. The
   **tolerance** is given as rtol, atol; where some variants have another one, they are named.
 - A line is the worst of its **variants**: one that draws everything, others that fix a flag each, one of defaults
-  alone. The first is run with three seeds, each other with one. **tried** says between which values each argument was.
+  alone. The first is run with three **seeds**, each other with one; they are the command's seed plus a number made of
+  the name. **tried** says between which values each argument was.
 - "Written out" means that no framework has it: a loop in plain NumPy (`tests/textbook`), written from the paper, the
   catalogue or the notes, and not from the implementation. "What torch lacks" are arguments that the flavor takes from
   the definition, and the framework does not have.
@@ -140,7 +141,7 @@ def write_page(measurements: list[Measurement], arguments: argparse.Namespace, t
     verdict = f"**{outside} of them out of tolerance**" if outside else "all of them within tolerance"
     installed = ", ".join(f"{package} {number}" for package, number in versions().items())
     made = (
-        f"Made on {arguments.date} with the random seeds from {arguments.seed} on, on {os.cpu_count()} processor cores "
+        f"Made on {arguments.date} from random seed {arguments.seed}, on {os.cpu_count()} processor cores "
         f"({platform.machine()}, {platform.system()}), in {max(1, round(took / 60))} minutes: "
         f"{len(measurements):,} runs, {verdict}.\n"
         f"Versions: {installed}."

@@ -131,9 +131,13 @@ def _span(given: Sequence[object]) -> str:
     if any(isinstance(value, (list, tuple)) for value in given):
         words.append("a list")
     if numbers:
-        span = f"{numbers[0]:.2g}" if numbers[0] == numbers[-1] else f"{numbers[0]:.2g} to {numbers[-1]:.2g}"
-        words.insert(0, span)
+        words.insert(0, " to ".join(dict.fromkeys(map(_number, (numbers[0], numbers[-1])))))
     return "/".join(words)
+
+
+def _number(value: float) -> str:
+    """Whole numbers whole, others to two digits."""
+    return f"{value:.0f}" if value == round(value, 0) and abs(value) < 1e6 else f"{value:.2g}"
 
 
 def _word(value: object) -> str:

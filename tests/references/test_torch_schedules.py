@@ -228,7 +228,7 @@ def test_plateau_follows_torch(seed: int) -> None:
         assert got == wanted, f"seed {seed}: {arguments} from {initial} after {reports} reports"
 
 
-def follow_plateau(seed: int) -> tuple[Spec, float, list[tuple[float, ...]], list[tuple[float, ...]]]:
+def follow_plateau(seed: int) -> tuple[Spec, float, list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Arguments and initial value; then after every report, by us and by torch: the value, and what is remembered."""
     rng = np.random.default_rng(seed)
     initial = between(rng, 0.01, 1)
@@ -243,7 +243,8 @@ def follow_plateau(seed: int) -> tuple[Spec, float, list[tuple[float, ...]], lis
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=initial)
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **arguments)
     keywords, state = Schedule.parse({"name": "plateau", **arguments}).keywords, PlateauState()
-    actual, expected = [], []
+    actual: list[tuple[Any, ...]] = []
+    expected: list[tuple[Any, ...]] = []
     for i in range(STEPS):
         # Few values, so that equal ones and small steps occur.
         metric = round(float(rng.normal(0.5, 1 / (i + 1))), 3)
