@@ -232,7 +232,7 @@ def test_a_condition_on_scalars_is_decided_by_the_host():
         return param - (lr if step == 1 else lr / (step - 1) if step < 4 else 0.0) * grad
 
     assert [coefficients(conditional, step) for step in (1, 2, 3, 4)] == [(0.5,), (0.5,), (0.25,), (0.0,)]
-    assert "if" not in emit(specialised(conditional))
+    assert "if" not in emit(specialised(conditional), "float32")
 
 
 def test_a_scalar_condition_chooses_between_expressions_of_elements(device):
@@ -272,7 +272,7 @@ def test_small_integer_powers_are_products(device):
         """pow() would not vectorise, and would round differently."""
         return param + grad**1, grad**2, (grad + 1) ** 3, grad**4
 
-    assert "**" not in emit(specialised(powers))
+    assert "**" not in emit(specialised(powers), "float32")
     grad = np.random.default_rng(1).normal(size=100)
     run = LocalRun({"w": np.zeros(100)}, "powers", device=device)
     run.step({"w": grad})
@@ -307,6 +307,25 @@ def test_every_function_agrees_with_numpy(device, dtype):
     for got, wanted in zip([param, *(run.arrays(slot)["w"] for slot in "abcdef")], expected, strict=True):
         assert got.dtype == dtype
         np.testing.assert_allclose(got, wanted, rtol=1e-14 if dtype == "float64" else 1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float64", "uint64"), ("float32", "uint32")])
+def test_the_cube_root_is_accurate_for_every_number(device, dtype, bits):
+    @define()
+    def root(param, grad, *, step):
+        """The function that the compiler writes itself."""
+        return cbrt(grad)
+
+    limits = np.finfo(dtype)
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, limits.smallest_subnormal, limits.smallest_normal, limits.max, -8.0]
+    wide = np.random.default_rng(3).integers(0, np.iinfo(bits).max, 20_000, bits).view(dtype)
+    with np.errstate(invalid="ignore"):  # random bits are signalling NaNs, too
+        grad = np.concatenate([np.array(special, dtype), wide])
+        expected = np.cbrt(grad.astype("longdouble")).astype(dtype)
+    run = LocalRun({"w": np.zeros(len(grad), dtype)}, "root", device=device, nonfinite="allow")
+    got = run.step({"w": grad})["w"]
+    np.testing.assert_array_max_ulp(got, expected, 4 if dtype == "float64" else 1)
+    assert np.signbit(got[1])
 
 
 def dtype_of(name):

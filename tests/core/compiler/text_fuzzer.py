@@ -238,7 +238,7 @@ def try_text(chance: Random, text: str) -> bool:
         except DomainError:
             continue
     for settings in made:
-        emit(settings.program)
+        emit(settings.program, "float32")
         _run_host(definition, settings)
     return bool(made)
 

@@ -83,7 +83,7 @@ EMITTED = {
     "sqrt": "math.sqrt({0})",
     "exp": "math.exp({0})",
     "log": "math.log({0})",
-    "cbrt": "np.cbrt({0})",
+    "cbrt": "cbrt({0})",
     "abs": "abs({0})",
     "maximum": "({0} if ({0} > {1}) | ({0} != {0}) else {1})",
     "minimum": "({0} if ({0} < {1}) | ({0} != {0}) else {1})",

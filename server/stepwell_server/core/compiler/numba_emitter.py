@@ -1,11 +1,12 @@
 """Source text of a program's fused CPU kernels: one loop over pieces of the vectors, one pass over memory.
 
-The text is dtype-neutral; the device compiles it per dtype. In place and out of place are two kernels: an array passed
-under two names would fail LLVM's run-time alias check and halve the speed.
+In place and out of place are two kernels: an array passed under two names would fail LLVM's run-time alias check and
+halve the speed.
 """
 
 import ast
 import re
+from string import Template
 
 from stepwell_server.core.compiler.functions import EMITTED
 from stepwell_server.core.compiler.program import Program
@@ -28,6 +29,33 @@ _KERNEL = """def {name}(begins, ends, rows, table, {arrays}):
         {after}
 """
 
+# Kernels call it, and whoever compiles them compiles it with them: see `HELPERS`. A library's cube root takes twelve
+# times as long, since it keeps the loop from being vectorised. This one starts from the bits of x^(-1/3), which are
+# about -1/3 of those of x; each pass takes the error e in x y^3 = 1 - e to about e^3; a Newton step for the root ends.
+_CBRT = """real, bits = np.$real, np.$bits
+one, third, two_ninths = real(1), real(1 / 3), real(2 / 9)
+smallest, up, down = np.finfo(real).smallest_normal, real(2.0**$up), real(2.0**$down)
+
+
+def cbrt(x):
+    subnormal = abs(x) < smallest
+    size = real(abs(x) * (up if subnormal else one))
+    y = bits(bits($guess) - size.view(bits) // bits(3)).view(real)
+    for _ in range($passes):
+        e = one - size * y * (y * y)
+        y += y * (e * (third + two_ninths * e))
+    root = size * (y * y)
+    root += (size - root * root * root) * (y * y) * third
+    root *= down if subnormal else one
+    return x if (x + x == x) | (x != x) else (-root if x < real(0) else root)
+"""
+_CBRT_PARTS = {
+    "float32": {"bits": "uint32", "guess": "0x54A2FA8C", "passes": "2", "up": "24", "down": "-8"},
+    "float64": {"bits": "uint64", "guess": "0x553EF0FF289DD796", "passes": "3", "up": "54", "down": "-18"},
+}
+# What `emit` may write beside the kernels.
+HELPERS = ("cbrt",)
+
 _COEFFICIENT = re.compile(r"_c\d+")
 
 # How each reduction takes an operand `w`, and what its sum is turned into. A NaN is not lost in a maximum.
@@ -38,15 +66,19 @@ _TAKEN = {
 }
 
 
-def emit(program: Program) -> str:
+def emit(program: Program, dtype: str) -> str:
     """A module with `in_place` and `out_of_place`, and `reduce_0`, ... for the stages before the last.
 
+    dtype: of the arrays and the table, float32 or float64.
+
     All take (begins, ends, rows, table, *program.arrays): pieces as element indices, each piece's row in the table of
-    coefficients, and one-dimensional arrays of one dtype, which is the table's, too. `out_of_place` takes one more
+    coefficients, and one-dimensional arrays. `out_of_place` takes one more
     array, for the new parameters; slots are written in place by both. `reduce_N` takes one more, float64, for what each
     piece (first axis) gives for each reduction (second axis).
     """
     parts = [_HEADER.format(name=program.name)]
+    if any(_calls_cbrt(expression) for stage in program.stages for expression in stage.expressions):
+        parts.append(Template(_CBRT).substitute(_CBRT_PARTS[dtype], real=dtype))
     parts += [_reduction(program, number, stage) for number, stage in enumerate(program.stages[:-1])]
     parts.append(_update(program, "in_place", f"array_{program.target}"))
     if program.target == "param":
@@ -89,6 +121,10 @@ def _kernel(
         body="\n            ".join([*loads, *locals_, *body]) or "pass",
         after="\n        ".join(after) or "pass",
     )
+
+
+def _calls_cbrt(expression: ast.expr) -> bool:
+    return any(isinstance(part, ast.Name) and part.id == "cbrt" for part in ast.walk(expression))
 
 
 def _text(node: ast.expr) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from stepwell_server.core.compiler.numba_emitter import emit
+from stepwell_server.core.compiler.numba_emitter import HELPERS, emit
 from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.devices import copies
 from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Bytes, HostMemory, Offsets, Vector
@@ -48,6 +49,9 @@ class Kernel:
     def __init__(self, device: "CpuDevice", program: Program, dtype: np.dtype[Any], module: ModuleType) -> None:
         self._device = device
         self._program = program
+        for helper in HELPERS:
+            if hasattr(module, helper):
+                setattr(module, helper, register_jitable(getattr(module, helper)))
         array = numba.from_dtype(dtype)[::1]
         arrays = [array] * len(program.arrays)
         # Unsigned indices need no wrap-around test, which would stop vectorisation.
@@ -129,7 +133,7 @@ class CpuDevice(HostMemory):
         """The program's kernel for a dtype; about a second the first time, then kept in memory and on disk."""
         key = (program, dtype.str)
         if key not in self._kernels:
-            self._kernels[key] = Kernel(self, program, dtype, self._module(emit(program), program.name))
+            self._kernels[key] = Kernel(self, program, dtype, self._module(emit(program, dtype.name), program.name))
         return self._kernels[key]
 
     def spread(self, pieces: Pieces, work: Callable[[Pieces], None]) -> None:
