@@ -54,15 +54,16 @@ def test_ranges_hold_every_gradient_once_and_nothing_else(seed):
     got = [bytearray(group.packed_bytes) for group in layout.groups]
     total = 0
     for message in gradients.messages():
-        size = sum(len(piece.data) for piece in message)
+        size = sum(piece.size_bytes for piece in message)
         assert size <= RANGE_BYTES
         total += size
         for piece in message:
-            start, end = piece.packed_offset_bytes, piece.packed_offset_bytes + len(piece.data)
+            start, end = piece.packed_offset_bytes, piece.packed_offset_bytes + piece.size_bytes
             item = layout.groups[piece.group].dtype.itemsize
             assert start % item == end % item == 0
-            assert piece.data
-            got[piece.group][start:end] = piece.data
+            assert piece.size_bytes
+            assert not piece.range().data
+            got[piece.group][start:end] = piece.range(data=True).data
             sent[piece.group][start:end] -= 1
     assert got == wanted
     assert not any(counts.any() for counts in sent)
@@ -75,9 +76,9 @@ def test_small_neighbours_share_a_range():
     layout = lay_out([(f"p{i}", (7,), 0) for i in range(1000)])
     grads = {f"p{i}": np.full(7, i, np.float32) for i in range(1000)}
     ((piece,),) = Gradients(layout, grads, "test").messages()
-    assert (piece.group, piece.packed_offset_bytes, len(piece.data)) == (0, 0, 28_000)
+    assert (piece.group, piece.packed_offset_bytes, piece.size_bytes) == (0, 0, 28_000)
     ((first, second),) = Gradients(layout, grads | {"p3": None}, "test").messages()
-    assert (first.packed_offset_bytes, len(first.data)) == (0, 84)
+    assert (first.packed_offset_bytes, first.size_bytes) == (0, 84)
     assert second.packed_offset_bytes == 112
 
 

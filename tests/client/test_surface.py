@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import pytest
+from google.protobuf import message_factory
 
 import stepwell
 import stepwell.aio
-from stepwell import _methods
+from stepwell import _methods, payload
 from stepwell._allocator import tune_allocator
 from stepwell._methods import Method
 from stepwell._operation import Operation
@@ -55,8 +56,11 @@ def test_every_call_of_the_contract_is_made():
     single = {f"/stepwell.v1.DataService/{name}" for name in ("Push", "Pull", "Step")}
     assert set(methods) == set(offered) - single
     for path, method in methods.items():
-        assert method.request.DESCRIPTOR is offered[path].input_type
-        assert method.response.DESCRIPTOR is offered[path].output_type
+        request = message_factory.GetMessageClass(offered[path].input_type)()
+        response = method.decode(b"")
+        ranged = isinstance(response, payload.Incoming)
+        assert method.encode(payload.Outgoing(request) if ranged else request) == b""
+        assert (response.message if ranged else response).DESCRIPTOR is offered[path].output_type
         assert method.unary == (not offered[path].client_streaming and not offered[path].server_streaming)
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from stepwell_server.core.compiler.definition import OPTIMIZERS
 from stepwell_server.core.devices.cpu import CpuDevice
+from tests.kernels import kept_kernels
 
 
 @pytest.fixture(scope="session")
-def kernel_directory(tmp_path_factory):
+def kernel_directory():
     """Where kernels are kept, so that a test that needs another device does not compile them again."""
-    return tmp_path_factory.mktemp("kernels")
+    return kept_kernels()
 
 
 @pytest.fixture(scope="session")

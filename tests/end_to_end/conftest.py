@@ -9,13 +9,13 @@ import pytest
 
 import stepwell
 from tests.end_to_end.server import Server
+from tests.kernels import kept_kernels
 
 
 @pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One directory for all servers of this run of the tests, so that each kernel is compiled once."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+def kernel_cache() -> Path:
+    """One directory for all servers, so that each kernel is compiled once."""
+    return kept_kernels()
 
 
 @pytest.fixture(scope="session")

@@ -556,8 +556,8 @@ def test_a_message_that_unpacks_beyond_the_limit(scene: Scene, compression: grpc
 
 
 @pytest.fixture(scope="module")
-def small(kernel_cache: Path) -> Iterator[Server]:
-    with Server(kernel_cache, "--max-memory", "8MiB", "--data-dir", kernel_cache.parent / "small-data") as server:
+def small(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(kernel_cache, "--max-memory", "8MiB", data_dir=tmp_path_factory.mktemp("data")) as server:
         yield server
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from stepwell_server.core.devices.cpu import CpuDevice
 from stepwell_server.core.schedules import Schedule, preview
 from tests.core.local import LocalRun, place
+from tests.kernels import kept_kernels
 from tests.textbook.loops import Array, Grads, Hyper, Params
 from tests.textbook.transforms import TransformCase, TransformRun
 
 # This optimizer keeps the gradient that it sees, to the bit.
 KEEPER: dict[str, Any] = {"optimizer": "optimistic_gradient_descent", "hyperparameters": {"lr": 0.0}}
 
-_used: dict[str, Any] = {"device": "cpu", "kernels": None}
+_used: dict[str, Any] = {"device": "cpu", "kernels": kept_kernels()}
 
 
 def use(device: str, kernels: Path | None) -> None:

@@ -19,12 +19,12 @@ from tests.references.comparison import (
     follow_textbook,
     remembered,
 )
+from tests.references.jaxed import import_jax
 from tests.textbook.cases import CASES, Case, Hyper, Params
 
 os.environ["KERAS_BACKEND"] = "jax"
-jax = pytest.importorskip("jax")
+jax = import_jax()
 keras = pytest.importorskip("keras")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 KERAS_CASES = [case for case in CASES if case.flavor == "keras" and case.in_framework]

@@ -12,12 +12,12 @@ import pytest
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from tests.references.jaxed import import_jax
 from tests.references.schedule_cases import ScheduleCase, Spec, between, count, expect_close, maybe
 
 os.environ["KERAS_BACKEND"] = "jax"
-jax = pytest.importorskip("jax")
+jax = import_jax()
 keras = pytest.importorskip("keras")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 STEPS = 1000

@@ -22,12 +22,12 @@ from tests.references.comparison import (
     remembered,
 )
 from tests.references.implementation import step_with_hessians
+from tests.references.jaxed import import_jax
 from tests.textbook.cases import CASES, Case, Hyper, Params
 from tests.textbook.drawing import SHAPES, betas_and_eps, decay, magnitude
 
-jax = pytest.importorskip("jax")
+jax = import_jax()
 optax = pytest.importorskip("optax")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 Build = Callable[..., Any]

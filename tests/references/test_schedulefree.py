@@ -22,13 +22,13 @@ from tests.references.comparison import (
     follow_textbook,
     remembered,
 )
+from tests.references.jaxed import import_jax
 from tests.textbook.cases import CASES, Case, Params, Run
 
-jax = pytest.importorskip("jax")
+jax = import_jax()
 optax = pytest.importorskip("optax")
 schedulefree = pytest.importorskip("schedulefree")
 torch = pytest.importorskip("torch")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 Schedule = Callable[[Any], Any]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.references.comparison import STEPS, Float, every_dtype, every_seed, expect_close, remembered
 from tests.references.implementation import step_transformed, step_unscaled
+from tests.references.jaxed import import_jax
 from tests.textbook.loops import Hyper, Params
 from tests.textbook.transforms import (
     SHAPES,
@@ -25,11 +26,10 @@ from tests.textbook.transforms import (
 )
 
 os.environ["KERAS_BACKEND"] = "jax"
-jax = pytest.importorskip("jax")
+jax = import_jax()
 keras = pytest.importorskip("keras")
 optax = pytest.importorskip("optax")
 torch = pytest.importorskip("torch")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 Reference = Callable[[TransformRun], list[Params]]

@@ -14,16 +14,16 @@ from numpy.random import Generator
 
 from tests.references.comparison import STEPS, Float, every_dtype, every_seed, expect_close, remembered
 from tests.references.implementation import step_wrapped
+from tests.references.jaxed import import_jax
 from tests.textbook.drawing import SHAPES, between, gradients, learning_rates, magnitude
 from tests.textbook.loops import Params
 from tests.textbook.transforms import Rule, adamw_rule, ema, lookahead, schedule_free, sgd_rule, swa
 
 os.environ["KERAS_BACKEND"] = "jax"
-jax = pytest.importorskip("jax")
+jax = import_jax()
 keras = pytest.importorskip("keras")
 optax = pytest.importorskip("optax")
 torch = pytest.importorskip("torch")
-jax.config.update("jax_enable_x64", True)
 pytestmark = pytest.mark.references
 
 # What is wrapped: as the implementation spells it, and the textbook's rule.

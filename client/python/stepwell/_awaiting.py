@@ -10,7 +10,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
 
 from stepwell._blocking import CHANNEL_OPTIONS, METADATA
 from stepwell._forks import make_immortal
@@ -57,7 +56,7 @@ class AwaitingConnection:
                 self._closed = True
                 return await self._drop(self._channel)
 
-    def _open(self, method: Method[Any, Any], message: Message | None) -> "AwaitingCall | AwaitingStream":
+    def _open(self, method: Method[Any, Any], message: Any) -> "AwaitingCall | AwaitingStream":
         channel = self._present_channel()
         return AwaitingCall(channel, method, message) if method.unary else AwaitingStream(channel, method, message)
 
@@ -82,9 +81,9 @@ class AwaitingConnection:
 class AwaitingCall:
     """A call with one request and one response."""
 
-    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Message | None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any) -> None:
         self.channel = channel
-        call = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+        call = channel.unary_unary(method.path, method.encode, method.decode)
         self._call: Any = call(message, metadata=METADATA)
         self._answer = _task(self._call)
 
@@ -98,10 +97,10 @@ class AwaitingCall:
 class AwaitingStream:
     """A call that streams in at least one direction."""
 
-    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Message | None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any) -> None:
         self.channel = channel
         # On the wire all calls look the same, so one kind serves all that stream.
-        call = channel.stream_stream(method.path, method.request.SerializeToString, method.response.FromString)
+        call = channel.stream_stream(method.path, method.encode, method.decode)
         self._call: Any = call(metadata=METADATA)
         self._call.add_done_callback(self._note_end)
         self._end: Lost | None = None
@@ -110,7 +109,7 @@ class AwaitingStream:
         if message is not None:
             self._writing = _task(self._write_only(message))
 
-    async def send(self, message: Message, seconds: float) -> bool:
+    async def send(self, message: Any, seconds: float) -> bool:
         reading = self._read()
         if self._writing is not None:
             await asyncio.wait({self._writing, reading}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +157,7 @@ class AwaitingStream:
         if code is not grpc.StatusCode.OK:
             self._end = lost(code, _now(self._call.details()), _now(self._call.trailing_metadata()))
 
-    async def _write_only(self, message: Message) -> None:
+    async def _write_only(self, message: Any) -> None:
         await self._call.write(message)
         await self._call.done_writing()
 

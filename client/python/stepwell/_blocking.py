@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import Message
 
 from stepwell._forks import make_immortal
 from stepwell._methods import Method
@@ -75,7 +74,7 @@ class BlockingConnection:
                 self._closed = True
                 return self._drop(self._channel)
 
-    def _open(self, method: Method[Any, Any], message: Message | None) -> "BlockingCall | BlockingStream":
+    def _open(self, method: Method[Any, Any], message: Any) -> "BlockingCall | BlockingStream":
         while True:
             channel = self._present_channel()
             try:
@@ -112,14 +111,14 @@ class BlockingConnection:
 class BlockingCall:
     """A call with one request and one response."""
 
-    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Message | None) -> None:
+    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Any) -> None:
         self.channel = channel
-        call = channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+        call = channel.unary_unary(method.path, method.encode, method.decode)
         self._future = call.future(message, metadata=METADATA)
 
-    def receive(self, seconds: float) -> Message:
+    def receive(self, seconds: float) -> Any:
         try:
-            response: Message = self._future.result(timeout=seconds)
+            response = self._future.result(timeout=seconds)
         except grpc.FutureTimeoutError:
             raise Silent from None
         except grpc.FutureCancelledError:
@@ -135,11 +134,11 @@ class BlockingCall:
 class BlockingStream:
     """A call that streams in at least one direction."""
 
-    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Message | None) -> None:
+    def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Any) -> None:
         self.channel = channel
         self._changed = threading.Condition()
-        self._outbox: deque[Message] = deque()
-        self._inbox: deque[Message] = deque()
+        self._outbox: deque[Any] = deque()
+        self._inbox: deque[Any] = deque()
         self._finished = False  # no more requests
         self._cancelled = False  # nobody will receive
         self._ended = False  # no more responses
@@ -148,11 +147,11 @@ class BlockingStream:
             self._outbox.append(message)
             self._finished = True
         # On the wire all calls look the same, so one kind serves all that stream.
-        call = channel.stream_stream(method.path, method.request.SerializeToString, method.response.FromString)
+        call = channel.stream_stream(method.path, method.encode, method.decode)
         self._call: Any = call(Outbox(self), metadata=METADATA)
         threading.Thread(target=self._read, name="stepwell-reader", daemon=True).start()
 
-    def send(self, message: Message, seconds: float) -> bool:
+    def send(self, message: Any, seconds: float) -> bool:
         with self._changed:
             moved = self._changed.wait_for(
                 lambda: self._inbox or self._ended or len(self._outbox) < OUTBOX_MESSAGES_MAX, seconds
@@ -170,7 +169,7 @@ class BlockingStream:
             self._finished = True
             self._changed.notify_all()
 
-    def receive(self, seconds: float) -> Message | None:
+    def receive(self, seconds: float) -> Any:
         with self._changed:
             if not self._changed.wait_for(lambda: self._inbox or self._ended, seconds):
                 raise Silent
@@ -189,7 +188,7 @@ class BlockingStream:
             self._changed.notify_all()
         self._call.cancel()
 
-    def next_request(self) -> Message | None:
+    def next_request(self) -> Any:
         """The next message to go out; None when there will be none. Called in grpc's thread."""
         with self._changed:
             self._changed.wait_for(lambda: self._outbox or self._finished or self._ended)
@@ -221,13 +220,13 @@ def broken(error: grpc.RpcError) -> Lost:
     return lost(call.code(), call.details(), call.trailing_metadata())
 
 
-class Outbox(Iterator[Message]):
+class Outbox(Iterator[Any]):
     """What grpc's thread reads requests from."""
 
     def __init__(self, stream: BlockingStream) -> None:
         self._stream = stream
 
-    def __next__(self) -> Message:
+    def __next__(self) -> Any:
         message = self._stream.next_request()
         if message is None:
             raise StopIteration

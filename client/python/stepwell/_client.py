@@ -288,8 +288,8 @@ class Creation:
                 yield request
             request = control_pb2.CreateRunRequest()
             for piece in ranges:
-                request.values.add(**piece._asdict())
-                done_bytes += len(piece.data)
+                request.values.append(piece.range(data=True))
+                done_bytes += piece.size_bytes
             self._transfer.done(done_bytes)
         assert request is not None, "pack gives at least one message"
         request.values_complete = True

@@ -10,7 +10,10 @@ from stepwell._descriptions import OUTCOMES, Answer, describe_answer
 from stepwell._packing import Gradients, Piece
 from stepwell._receiving import Received
 from stepwell._requests import Lost
+from stepwell.payload import Incoming, Outgoing
 from stepwell.v1 import data_pb2
+
+WorkRequest = Outgoing[data_pb2.WorkRequest]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Exchange:
         self._number = 0
         self._staging = False
 
-    def requests(self, number: int) -> Iterator[data_pb2.WorkRequest]:
+    def requests(self, number: int) -> Iterator[WorkRequest]:
         """The messages of one try, under this number. An update that has been answered is not sent again."""
         self._number, self.done, self._sent_bytes = number, False, 0
         self._staging = self.update is not None and self.answer is None
@@ -59,7 +62,7 @@ class Exchange:
         for following in messages:
             yield self._with_ranges(request, pieces)
             request, pieces = data_pb2.WorkRequest(exchange=number), following
-        request.MergeFrom(self.closing())  # before the ranges: merging copies
+        request.MergeFrom(self.closing().message)
         yield self._with_ranges(request, pieces)
 
     @property
@@ -67,13 +70,16 @@ class Exchange:
         """How much data has gone out and come in, in this try."""
         return self._sent_bytes + (self._received.filled_bytes if self._received else 0)
 
-    def closing(self) -> data_pb2.WorkRequest:
+    def closing(self) -> WorkRequest:
         """What the last message says. It alone is still sent where the answer comes before the update has all gone."""
         commit = data_pb2.Commit() if self._staging else None
-        return data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
+        return Outgoing(
+            data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
+        )
 
-    def take(self, response: data_pb2.WorkResponse) -> None:
+    def take(self, incoming: Incoming[data_pb2.WorkResponse]) -> None:
         """Take the server's word; raises the typed error if the exchange has failed."""
+        response = incoming.message
         if response.exchange != self._number:
             return  # late word on an exchange that has been given up
         if response.HasField("error"):
@@ -91,13 +97,11 @@ class Exchange:
             self.version, self.unchanged = response.parameters.version, response.parameters.unchanged
             if self._received is not None and not self.unchanged:
                 self._received.begin()
-        for piece in response.ranges:
-            if self._received is not None:
-                self._received.put(piece)
+        if self._received is not None:
+            for piece, data in zip(response.ranges, incoming.data, strict=True):
+                self._received.put(piece.group, piece.packed_offset_bytes, data)
         self.done = response.done
 
-    def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> data_pb2.WorkRequest:
-        for piece in pieces:
-            request.stage.ranges.add(**piece._asdict())
-            self._sent_bytes += len(piece.data)
-        return request
+    def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> WorkRequest:
+        self._sent_bytes += sum(piece.size_bytes for piece in pieces)
+        return Outgoing(request, [(piece.range(), piece.parts) for piece in pieces])

@@ -1,14 +1,18 @@
 """Every call of the contract: its path and its messages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from stepwell import payload
 from stepwell.v1 import control_pb2, data_pb2
 
-Q = TypeVar("Q", bound=Message)
-A = TypeVar("A", bound=Message)
+Q = TypeVar("Q")
+A = TypeVar("A")
+MQ = TypeVar("MQ", bound=Message)
+MA = TypeVar("MA", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,14 @@ class Method(Generic[Q, A]):
     """One call. unary: one request, one response; all others are streams in at least one direction."""
 
     path: str
-    request: type[Q]
-    response: type[A]
+    encode: Callable[[Q], bytes]
+    decode: Callable[[bytes], A]
     unary: bool = True
 
 
-def control(name: str, request: type[Q], response: type[A], *, unary: bool = True) -> Method[Q, A]:
-    return Method(f"/stepwell.v1.ControlService/{name}", request, response, unary)
+def control(name: str, request: type[MQ], response: type[MA], *, unary: bool = True) -> Method[MQ, MA]:
+    encode: Any = request.SerializeToString
+    return Method(f"/stepwell.v1.ControlService/{name}", encode, response.FromString, unary)
 
 
 GET_SERVER = control("GetServer", control_pb2.GetServerRequest, control_pb2.GetServerResponse)
@@ -46,4 +51,6 @@ RESTORE_CHECKPOINT = control(
     "RestoreCheckpoint", control_pb2.RestoreCheckpointRequest, control_pb2.RestoreCheckpointResponse
 )
 # Push, Pull and Step are the same exchanges as Work carries, one per call; this SDK holds a Work stream instead.
-WORK = Method("/stepwell.v1.DataService/Work", data_pb2.WorkRequest, data_pb2.WorkResponse, unary=False)
+WORK: Method[payload.Outgoing[data_pb2.WorkRequest], payload.Incoming[data_pb2.WorkResponse]] = Method(
+    "/stepwell.v1.DataService/Work", payload.WORK_REQUEST.encode, payload.WORK_RESPONSE.decode, unary=False
+)

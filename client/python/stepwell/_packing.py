@@ -8,6 +8,7 @@ import numpy as np
 
 from stepwell._layout import Layout, Parameter, listed
 from stepwell.errors import InvalidGradient
+from stepwell.payload import Buffer
 from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES, encode_dtype
 
@@ -26,13 +27,27 @@ WIDENED: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class Piece(NamedTuple):
-    """A range before it is a message: `ranges.add(**piece._asdict())` copies the data once, a constructor thrice."""
+    """A range before it is a message. parts: the arrays, and slices of arrays, that are its data."""
 
     group: int
     packed_offset_bytes: int
-    data: bytes
+    parts: list[Buffer]
     input: int = 0
     dtype: run_pb2.DType = run_pb2.D_TYPE_UNSPECIFIED
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def range(self, *, data: bool = False) -> run_pb2.Range:
+        """The message, with or without its data."""
+        return run_pb2.Range(
+            group=self.group,
+            packed_offset_bytes=self.packed_offset_bytes,
+            input=self.input,
+            dtype=self.dtype,
+            data=b"".join(self.parts) if data else b"",
+        )
 
 
 class Part(NamedTuple):
@@ -105,15 +120,15 @@ def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]] | Part]) -> Iter
     """
     message: list[Piece] = []
     message_bytes = 0
-    parts: list[Any] = []  # what the open range holds: arrays and slices of arrays
+    parts: list[Buffer] = []  # of the open range
     group = start = end = -1
     dtype: run_pb2.DType = run_pb2.D_TYPE_UNSPECIFIED
 
     def close_range() -> None:
+        nonlocal parts
         if parts:
-            # The one copy before protobuf's own: many small arrays in one go, no message per tensor.
-            message.append(Piece(group, start, b"".join(parts), 0, dtype))
-            parts.clear()
+            message.append(Piece(group, start, parts, 0, dtype))
+            parts = []
 
     for next_group, offset, array, *other in pieces:
         if array.nbytes == 0:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stepwell._layout import Layout, Parameter, listed
 from stepwell.errors import Internal, InvalidValue
-from stepwell.v1 import run_pb2
+from stepwell.payload import Buffer
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -78,17 +78,17 @@ class Destination:
                 self._targets[group].append(target)
                 self.size_bytes += target.nbytes
 
-    def put(self, piece: run_pb2.Range) -> None:
+    def put(self, group: int, offset: int, content: Buffer) -> None:
         """Copy a range to its place; raises Internal if it lies outside of what was asked for."""
-        data = np.frombuffer(piece.data, np.uint8)  # the field is read once: each read is a copy
+        data = np.frombuffer(content, np.uint8)
         self.filled_bytes += data.nbytes
-        starts, targets = self._starts[piece.group], self._targets[piece.group]
-        offset, taken = piece.packed_offset_bytes, 0
+        starts, targets = self._starts[group], self._targets[group]
+        taken = 0
         at = bisect_right(starts, offset) - 1
         while taken < data.nbytes:
             inside = offset + taken - starts[at] if 0 <= at < len(starts) else -1
             if inside < 0 or inside >= targets[at].nbytes:
-                raise Internal(f"got bytes at {offset + taken} of group {piece.group}, expected none; report this")
+                raise Internal(f"got bytes at {offset + taken} of group {group}, expected none; report this")
             size = min(targets[at].nbytes - inside, data.nbytes - taken)
             targets[at][inside : inside + size] = data[taken : taken + size]
             taken += size
@@ -133,10 +133,11 @@ class Received:
             segments = self._allocate()
         self._destination = Destination(segments, len(self._layout.groups))
 
-    def put(self, piece: run_pb2.Range) -> None:
-        if self._destination is None or piece.group >= len(self._layout.groups):
-            raise Internal(f"got a range of group {piece.group} that was not announced, expected none; report this")
-        self._destination.put(piece)
+    def put(self, group: int, offset: int, content: Buffer) -> None:
+        """Take a range. offset: in bytes of the packed group."""
+        if self._destination is None or group >= len(self._layout.groups):
+            raise Internal(f"got a range of group {group} that was not announced, expected none; report this")
+        self._destination.put(group, offset, content)
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays by name, once all has come."""

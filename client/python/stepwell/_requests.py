@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from stepwell import errors
 from stepwell._methods import Method
@@ -33,7 +32,7 @@ class Open:
     """Start a call; gives its Stream. A call with one request is given it here, others are sent theirs."""
 
     method: Method[Any, Any]
-    request: Message | None = None
+    request: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Send:
     """
 
     stream: Stream
-    message: Message
+    message: Any
     seconds: float
 
 

@@ -145,8 +145,7 @@ def state_requests(
     for key, arrays in _arrays(state, layout):
         for ranges in pack(arrays):
             for piece in ranges:
-                added = request.ranges.add(kind=key.kind, name=key.name).range
-                added.group, added.packed_offset_bytes, added.data = piece.group, piece.packed_offset_bytes, piece.data
+                request.ranges.add(kind=key.kind, name=key.name, range=piece.range(data=True))
             yield request
             request = control_pb2.SetStateRequest()
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import grpc
 
+from stepwell import payload
 from stepwell._calls import Patience, Settings, again, collect, end
 from stepwell._descriptions import Answer
-from stepwell._exchange import Exchange, Update
+from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
 from stepwell._layout import Layout, LayoutPieces
 from stepwell._methods import GET_LAYOUT, JOIN, WORK
@@ -196,16 +197,17 @@ class Worker:
 
     def _try(self, exchange: Exchange, stream: Stream, patience: Patience, transfer: Transfer) -> Steps[None]:
         self._exchanges += 1
-        requests: Iterable[data_pb2.WorkRequest] = exchange.requests(self._exchanges)
+        requests: Iterable[WorkRequest] = exchange.requests(self._exchanges)
         hooked = exchange.update is not None and (self.before_answer or self.after_answer)
         if hooked:
-            requests = sent = list(requests)
+            requests = list(requests)
+            sent = [data_pb2.WorkRequest.FromString(payload.WORK_REQUEST.encode(request)) for request in requests]
         for request in requests:
             yield from self._send(exchange, stream, request, patience)
             transfer.done(exchange.moved_bytes)
             if exchange.done:
                 break
-            if exchange.answer and not request.last:
+            if exchange.answer and not request.message.last:
                 # A retry of what was committed already: the server needs no more of it.
                 yield from self._send(exchange, stream, exchange.closing(), patience)
                 break
@@ -217,15 +219,13 @@ class Worker:
         if hooked and self.after_answer:
             self.after_answer(sent)
 
-    def _send(
-        self, exchange: Exchange, stream: Stream, request: data_pb2.WorkRequest, patience: Patience
-    ) -> Steps[None]:
+    def _send(self, exchange: Exchange, stream: Stream, request: WorkRequest, patience: Patience) -> Steps[None]:
         """Send a message, unless the exchange is done before it is gone."""
         while not exchange.done and not (yield Send(stream, request, patience.seconds())):
             yield from self._receive(exchange, stream, patience)
 
     def _receive(self, exchange: Exchange, stream: Stream, patience: Patience) -> Steps[None]:
-        response: data_pb2.WorkResponse | None = yield Receive(stream, patience.seconds())
+        response: payload.Incoming[data_pb2.WorkResponse] | None = yield Receive(stream, patience.seconds())
         if response is None:
             raise Lost(grpc.StatusCode.UNAVAILABLE, "the server ended the stream")
         patience.heard()

@@ -1,10 +1,22 @@
-"""The data service: the training loop over gRPC."""
+"""The data service: the training loop over gRPC. Its messages with ranges are coded by `stepwell.payload`."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from stepwell.v1 import data_pb2, data_pb2_grpc
+import grpc
+
+from stepwell.payload import (
+    PULL_RESPONSE,
+    PUSH_REQUEST,
+    STEP_REQUEST,
+    STEP_RESPONSE,
+    WORK_REQUEST,
+    WORK_RESPONSE,
+    Incoming,
+    Outgoing,
+)
+from stepwell.v1 import data_pb2
 from stepwell_server.core.errors import LimitExceeded, MalformedRequest
 from stepwell_server.service.encode import encode_answer
 from stepwell_server.service.errors import ENDED, encode_error
@@ -13,7 +25,7 @@ from stepwell_server.service.runs import Runs
 from stepwell_server.service.streams import patient, read, write
 
 
-class DataService(data_pb2_grpc.DataServiceServicer):
+class DataService:
     """Worker streams are long-lived: `drain` ends each one after the exchange at work."""
 
     def __init__(self, runs: Runs) -> None:
@@ -27,12 +39,29 @@ class DataService(data_pb2_grpc.DataServiceServicer):
         for task in self._idle:
             task.cancel()
 
-    async def Push(self, requests: AsyncIterator[data_pb2.PushRequest], context: Any) -> data_pb2.PushResponse:
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answer the contract's calls; what protobuf's generated code does, with our codec where there are ranges."""
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Push": grpc.stream_unary_rpc_method_handler(
+                self.Push, PUSH_REQUEST.decode, data_pb2.PushResponse.SerializeToString
+            ),
+            "Pull": grpc.unary_stream_rpc_method_handler(
+                self.Pull, data_pb2.PullRequest.FromString, PULL_RESPONSE.encode
+            ),
+            "Step": grpc.stream_stream_rpc_method_handler(self.Step, STEP_REQUEST.decode, STEP_RESPONSE.encode),
+            "Work": grpc.stream_stream_rpc_method_handler(self.Work, WORK_REQUEST.decode, WORK_RESPONSE.encode),
+        }
+        service = data_pb2.DESCRIPTOR.services_by_name["DataService"]
+        assert handlers.keys() == {method.name for method in service.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+    async def Push(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> data_pb2.PushResponse:
         exchange = Exchange(self._runs)
         try:
-            async for request in patient(requests, self._runs.limits.silence_seconds):
+            async for incoming in patient(requests, self._runs.limits.silence_seconds):
+                request = incoming.message
                 if request.HasField("stage"):
-                    await exchange.stage(request.stage)
+                    await exchange.stage(request.stage, incoming.data)
                 if request.HasField("commit"):
                     return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
@@ -46,43 +75,44 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             first = True
             async for response, _ in parameters.messages(data_pb2.PullResponse):
                 if first:
-                    response.parameters.CopyFrom(parameters.header)
+                    response.message.parameters.CopyFrom(parameters.header)
                 first = False
                 await write(context, response, limit)
         finally:
             parameters.close()
 
-    async def Step(self, requests: AsyncIterator[data_pb2.StepRequest], context: Any) -> None:
+    async def Step(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> None:
         stream = _Stream(self._runs, context, data_pb2.StepResponse)
         try:
-            async for request in patient(requests, self._runs.limits.silence_seconds):
-                await stream.take(request)
-                if request.HasField("commit"):
+            async for incoming in patient(requests, self._runs.limits.silence_seconds):
+                await stream.take(incoming)
+                if incoming.message.HasField("commit"):
                     return
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
         finally:
             stream.exchange.close()
 
-    async def Work(self, requests: AsyncIterator[data_pb2.WorkRequest], context: Any) -> None:
+    async def Work(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> None:
         stream = _Stream(self._runs, context, data_pb2.WorkResponse)
         words = asyncio.create_task(stream.give_word())
         failed = 0
         try:
             while True:
-                request = await self._next(context, stream)
-                if request is None:
+                incoming = await self._next(context, stream)
+                if incoming is None:
                     return
+                request = incoming.message
                 if request.exchange <= failed:
                     continue  # the rest of an exchange that has failed
                 try:
                     stream.number = request.exchange
-                    await stream.take(request, last=request.last)
+                    await stream.take(incoming, last=request.last)
                 except ENDED:
                     raise
                 except Exception as error:  # noqa: BLE001  # becomes the exchange's error
                     failed = request.exchange
                     stream.exchange.close()
-                    await stream.write(data_pb2.WorkResponse(error=encode_error(error), done=True))
+                    await stream.write(Outgoing(data_pb2.WorkResponse(error=encode_error(error), done=True)))
                 finally:
                     if request.last or failed == request.exchange:
                         stream.number = None
@@ -90,20 +120,20 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             words.cancel()
             stream.exchange.close()
 
-    async def _next(self, context: Any, stream: "_Stream") -> data_pb2.WorkRequest | None:
+    async def _next(self, context: Any, stream: "_Stream") -> Incoming[data_pb2.WorkRequest] | None:
         """The stream's next message, None at its end. A worker may pause, but not long while an update is half here."""
-        request: data_pb2.WorkRequest | None
+        incoming: Incoming[data_pb2.WorkRequest] | None
         if stream.number is not None or stream.exchange.staging:
-            request = await read(context, self._runs.limits.silence_seconds)
-            return request
+            incoming = await read(context, self._runs.limits.silence_seconds)
+            return incoming
         if self._draining:
             self._runs.refuse()
         task = asyncio.current_task()
         assert task is not None
         self._idle.add(task)
         try:
-            request = await read(context, None)
-            return request
+            incoming = await read(context, None)
+            return incoming
         except asyncio.CancelledError:
             if not self._draining:
                 raise
@@ -124,38 +154,39 @@ class _Stream:
         self._response = response
         self._writing = asyncio.Lock()
 
-    async def take(self, request: Any, last: bool = False) -> None:
+    async def take(self, incoming: Incoming[Any], last: bool = False) -> None:
         """Take a message's parts in order and answer them."""
+        request = incoming.message
         answer: data_pb2.Answer | None = None
         if request.HasField("stage"):
-            await self.exchange.stage(request.stage)
+            await self.exchange.stage(request.stage, incoming.data)
             stored = self.exchange.stored
             if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
                 # The rest of a large update need not be sent again.
-                await self.write(self._response(answer=encode_answer(stored)))
+                await self.write(Outgoing(self._response(answer=encode_answer(stored))))
         if request.HasField("commit"):
             answer = encode_answer(await self.exchange.commit(request.commit))
         if not request.HasField("selection"):
             if answer is not None or last:
-                await self._write_last(self._response(answer=answer), last)
+                await self._write_last(Outgoing(self._response(answer=answer)), last)
             return
         parameters = await self.exchange.select(request.selection)
         try:
             header: data_pb2.ParametersHeader | None = parameters.header
             async for response, final in parameters.messages(self._response):
                 if header is not None:
-                    response.parameters.CopyFrom(header)
+                    response.message.parameters.CopyFrom(header)
                     if answer is not None:
-                        response.answer.CopyFrom(answer)
+                        response.message.answer.CopyFrom(answer)
                 header = None
                 await self._write_last(response, last and final)
         finally:
             parameters.close()
 
-    async def write(self, response: Any) -> None:
+    async def write(self, response: Outgoing[Any]) -> None:
         """Send a message; on a worker's stream, under the exchange's number."""
         if self.number is not None:
-            response.exchange = self.number
+            response.message.exchange = self.number
         async with self._writing:
             await write(self._context, response, self._runs.limits.silence_seconds)
 
@@ -165,11 +196,11 @@ class _Stream:
             await asyncio.sleep(self._runs.limits.word_seconds)
             if self.number is not None:
                 try:
-                    await self.write(data_pb2.WorkResponse())
+                    await self.write(Outgoing(data_pb2.WorkResponse()))
                 except (*ENDED, LimitExceeded):
                     return  # whoever is at work on the exchange finds out, too
 
-    async def _write_last(self, response: Any, done: bool) -> None:
+    async def _write_last(self, response: Outgoing[Any], done: bool) -> None:
         if done:
-            response.done = True
+            response.message.done = True
         await self.write(response)

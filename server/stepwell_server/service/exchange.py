@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
+from stepwell.payload import Buffer, Outgoing
 from stepwell.v1 import data_pb2
 from stepwell.wire import decode_dtype
 from stepwell_server.core.errors import MalformedRequest, RunReplaced
@@ -18,7 +20,7 @@ from stepwell_server.service.encode import decode_header, decode_identity
 from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine
 from stepwell_server.service.runs import Runs
 
-T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 
 class Exchange:
@@ -41,8 +43,8 @@ class Exchange:
         """The answer of the update on its way in, where it was made before."""
         return self._stored
 
-    async def stage(self, message: data_pb2.Stage) -> None:
-        """Take a piece of an update. Raises what is wrong with it; the update is then gone."""
+    async def stage(self, message: data_pb2.Stage, datas: Sequence[Buffer]) -> None:
+        """Take a piece of an update, with the data of its ranges. Raises what is wrong; the update is then gone."""
         if message.HasField("header"):
             await self._begin(message.header)
         if self._stored is not None:
@@ -52,8 +54,7 @@ class Exchange:
                 "a stage message came before a header, expected one in an update's first piece; send it"
             )
         ranges = []
-        for part in message.ranges:
-            data = part.data  # each read copies
+        for part, data in zip(message.ranges, datas, strict=True):
             dtype = decode_dtype(part.dtype) if part.dtype else None
             self._staging.admit(part.group, part.packed_offset_bytes, len(data), part.input, dtype)
             ranges.append((part.group, part.packed_offset_bytes, data, part.input, dtype))
@@ -141,10 +142,10 @@ class Parameters:
             data_bytes=sum(size for _, _, size in self._pieces),
         )
 
-    async def messages(self, response: type[T]) -> AsyncIterator[tuple[T, bool]]:
+    async def messages(self, response: type[M]) -> AsyncIterator[tuple[Outgoing[M], bool]]:
         """The messages with the ranges, and whether each is the last; at least one. The next is made meanwhile."""
         if self._hold is None:
-            yield response(), True
+            yield Outgoing(response()), True
             return
         held = [group[""].vector for group in self._hold.groups]
         vectors = [own if point is None else point for own, point in zip(held, self._points, strict=True)]
@@ -168,10 +169,8 @@ class Parameters:
         self, response: type[Any], vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]
     ) -> asyncio.Future[Any]:
         def read() -> Any:
-            made = response()
-            for piece in message:
-                outgoing.read(self._machine.memory.device, self._layout.groups, vectors, piece, made.ranges.add())
-            return made
+            device, groups = self._machine.memory.device, self._layout.groups
+            return Outgoing(response(), [outgoing.read(device, groups, vectors, piece) for piece in message])
 
         if sum(size for _, _, size in message) <= INLINE_BYTES_MAX:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from stepwell.payload import Buffer
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.errors import UnknownRun
 from stepwell_server.core.group import Launch
@@ -25,7 +26,7 @@ from stepwell_server.core.workers import Answer, Membership
 R = TypeVar("R")
 
 # A range of an update: group, begin, data, which input it is, and its type where that is not the group's.
-Arrived = tuple[int, int, bytes, int, np.dtype[Any] | None]
+Arrived = tuple[int, int, Buffer, int, np.dtype[Any] | None]
 
 # Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
 INLINE_BYTES_MAX = RANGE_BYTES

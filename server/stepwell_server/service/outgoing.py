@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.payload import Buffer
 from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES
-from stepwell_server.core.devices.device import Device
+from stepwell_server.core.devices.device import Bytes, Device
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Vector
@@ -56,36 +57,31 @@ def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def read(
-    device: Device, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece, into: run_pb2.Range
-) -> None:
-    """Fill a range with the bytes of a piece.
-
-    The range is one that lies in its message: protobuf copies a message that is put into another one.
-    """
+    device: Device, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece
+) -> tuple[run_pb2.Range, list[Buffer]]:
+    """A range, and its data: where it lies in host memory as it travels, that itself, to be used while it is held."""
     number, begin, size = piece
     group, vector = groups[number], vectors[number]
-    into.group, into.packed_offset_bytes = number, begin
+    ranged = run_pb2.Range(group=number, packed_offset_bytes=begin)
     if group.dtype != vector.dtype:
-        into.data = _narrowed(device, group, vector, begin, size)
-        return
+        return ranged, [_narrowed(device, group, vector, begin, size)]
     place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
     if begin + size <= group.packed_offsets[place + 1]:
         start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
-        into.data = device.read(vector, start, start + size).tobytes()
-    else:
-        packed = np.empty(size, np.uint8)
-        device.gather(vector, packed, begin, group.packed_offsets, group.vector_offsets)
-        into.data = packed.tobytes()
+        return ranged, [device.read(vector, start, start + size)]
+    packed = np.empty(size, np.uint8)
+    device.gather(vector, packed, begin, group.packed_offsets, group.vector_offsets)
+    return ranged, [packed]
 
 
-def _narrowed(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> bytes:
+def _narrowed(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> Bytes:
     """A piece of parameters that the state holds in a wider type, in their own."""
     wide = group.state
     factor = wide.dtype.itemsize // group.dtype.itemsize
     packed = np.empty(size * factor, np.uint8)
     device.gather(vector, packed, begin * factor, wide.packed_offsets, wide.vector_offsets)
     with np.errstate(over="ignore"):
-        return packed.view(wide.dtype).astype(group.dtype).tobytes()
+        return packed.view(wide.dtype).astype(group.dtype).view(np.uint8)
 
 
 def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from stepwell._allocator import tune_allocator
-from stepwell.v1 import control_pb2, control_pb2_grpc, data_pb2, data_pb2_grpc
+from stepwell.v1 import control_pb2, control_pb2_grpc, data_pb2
 from stepwell_server.core.devices.device import open_device
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.memory import Memory
@@ -111,7 +111,7 @@ async def _serve(settings: ServerSettings, runs: Runs, on_listening: Callable[[s
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_options(settings.limits))
     data = DataService(runs)
     control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(runs), server)
-    data_pb2_grpc.add_DataServiceServicer_to_server(data, server)
+    data.add_to(server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     if settings.reflection:

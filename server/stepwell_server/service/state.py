@@ -27,14 +27,14 @@ Key = tuple[int, int, str]  # kind, group, name
 async def send_state(runs: Runs, name: str, context: Any) -> None:
     """Stream a run's state, all of one version."""
     hosted = runs.get(name)
-    hold, data, groups = await hosted.hold_state()
+    hold, plain, groups = await hosted.hold_state()
     settings = [group.settings for group in hosted.run.groups]
     try:
         header: pb.StateHeader | None = pb.StateHeader(
-            version=data["version"],
-            samples=data["samples"],
+            version=plain["version"],
+            samples=plain["samples"],
             run_uid=hosted.run.uid,
-            generation=data["generation"],
+            generation=plain["generation"],
         )
         if not groups:
             await write(context, pb.GetStateResponse(header=header), runs.limits.silence_seconds)
@@ -50,9 +50,10 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
                         response.slot_shapes.append(_slot_shapes(number, array, shape))
                     part = response.ranges.add(kind=kind, name=array).range
                     if size:
-                        await runs.machine.run_sized(
-                            size, outgoing.read, runs.machine.memory.device, [shape], [vector], (0, begin, size), part
+                        ranged, data = await runs.machine.run_sized(
+                            size, outgoing.read, runs.machine.memory.device, [shape], [vector], (0, begin, size)
                         )
+                        part.packed_offset_bytes, part.data = ranged.packed_offset_bytes, b"".join(data)
                     part.group = number
                     await write(context, response, runs.limits.silence_seconds)
     finally:
