@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import kernel, kernels, memory, small_step, step
+from tests.benchmarks import kernel, kernels, memory, small_step, start, step
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Table, describe_machine, print_footer, print_table
 
@@ -15,6 +15,7 @@ SECTIONS: dict[str, Callable[[Options], Table]] = {
     "kernels": kernels.benchmark,
     "small": small_step.benchmark,
     "memory": memory.benchmark,
+    "start": start.benchmark,
 }
 
 

@@ -50,8 +50,8 @@ def ftrl(
     before = sqrt(accumulator) if lr_power == -0.5 else accumulator**-lr_power
     accumulator = accumulator + grad**2
     after = sqrt(accumulator) if lr_power == -0.5 else accumulator**-lr_power
-    linear = linear + grad + 2 * l2_shrinkage * param - (after - before) / lr * param
-    curvature = after / lr + (2 * l2 + beta / lr)
+    linear = linear + grad + 2 * l2_shrinkage * param - (after - before) * (1 / lr) * param
+    curvature = after * (1 / lr) + (2 * l2 + beta / lr)
     within = minimum(maximum(linear, -l1), l1)
     param = where(curvature > 0, (within - linear) / where(curvature > 0, curvature, 1.0), param)
     return param, accumulator, linear
