@@ -80,6 +80,17 @@ def serve(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where state lives and kernels run: cpu, cuda or cuda:N.")] = "cpu",
+    shared_memory: Annotated[
+        bool,
+        typer.Option("--shared-memory/--no-shared-memory", help="Share memory with workers of this machine and user."),
+    ] = True,
+    shared_memory_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="STEPWELL_SHARED_MEMORY_DIR",
+            help="Where such workers find the socket for it; a private directory (0700), by default in /tmp.",
+        ),
+    ] = None,
     reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     log_format: Annotated[str, typer.Option(help="json or console; the default depends on the terminal.")] = "",
 ) -> None:
@@ -106,6 +117,8 @@ def serve(
         threads=threads,
         kernel_cache=kernel_cache,
         device=device,
+        shared_memory=shared_memory,
+        shared_memory_directory=shared_memory_dir,
         limits=limits,
     )
     try:

@@ -79,7 +79,7 @@ def make_state(
         count = len(group.indices)
         arrays.append(
             GroupArrays(
-                {slot: random.standard_normal(elements).astype(dtype) for slot, (elements, dtype) in sizes.items()},
+                {slot: random.standard_normal(elements).astype(dtype) for slot, (elements, dtype, _) in sizes.items()},
                 random.integers(0, 1 << 40, count),
                 {scalar: random.standard_normal(count) for scalar in (chosen.program.scalars if chosen else ())},
             )
@@ -94,7 +94,7 @@ def make_state(
 
 def allocate(sizes: list[Size]) -> list[Vector]:
     """Vectors with other contents than zeros, as a server's memory has."""
-    return [np.full(elements, 99, dtype) for elements, dtype in sizes]
+    return [np.full(size.elements, 99, size.dtype) for size in sizes]
 
 
 def parameter(layout: Layout, group: int, vector: Vector, index: int) -> NDArray[Any]:

@@ -57,6 +57,7 @@ from stepwell.errors import SequenceReused as SequenceReused
 from stepwell.errors import SequenceTooOld as SequenceTooOld
 from stepwell.errors import ServerStopping as ServerStopping
 from stepwell.errors import ServerUnavailable as ServerUnavailable
+from stepwell.errors import SharedMemoryUnavailable as SharedMemoryUnavailable
 from stepwell.errors import StepwellError as StepwellError
 from stepwell.errors import StorageDisabled as StorageDisabled
 from stepwell.errors import StorageFailed as StorageFailed
@@ -117,6 +118,7 @@ __all__ = [
     "ServerDescription",
     "ServerStopping",
     "ServerUnavailable",
+    "SharedMemoryUnavailable",
     "State",
     "StepwellError",
     "StorageDisabled",

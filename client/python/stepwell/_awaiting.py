@@ -16,6 +16,7 @@ from stepwell._forks import make_immortal
 from stepwell._methods import Method
 from stepwell._requests import (
     Disconnect,
+    Do,
     Finish,
     Lost,
     Open,
@@ -50,6 +51,8 @@ class AwaitingConnection:
                 return await stream.finish()  # type: ignore[attr-defined]
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
+            case Do(work):
+                return await asyncio.to_thread(work)
             case Reconnect(stream):
                 return await self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():

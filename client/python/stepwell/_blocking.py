@@ -20,6 +20,7 @@ from stepwell._methods import Method
 from stepwell._requests import (
     OUTBOX_MESSAGES_MAX,
     Disconnect,
+    Do,
     Finish,
     Lost,
     Open,
@@ -68,6 +69,8 @@ class BlockingConnection:
                 return stream.finish()  # type: ignore[attr-defined]
             case Sleep(seconds):
                 return time.sleep(seconds)
+            case Do(work):
+                return work()
             case Reconnect(stream):
                 return self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():

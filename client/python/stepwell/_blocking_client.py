@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from stepwell._blocking import BlockingConnection
+from stepwell._calls import Transport
 from stepwell._client import ClientOperations, make_settings
 from stepwell._operation import Blocking
 from stepwell._progress import Progress
@@ -48,6 +49,7 @@ def connect(
     retry_seconds_max: float = 2.0,
     on_rewind: Literal["raise", "continue"] = "raise",
     progress: Progress = False,
+    transport: Transport = "auto",
 ) -> Client:
     """A client of the server at an address. Nothing is sent before the first call.
 
@@ -62,6 +64,9 @@ def connect(
     present parameters, the update being dropped.
     progress: for transfers of 16 MiB and more: True draws a bar (needs rich), or a function of the bytes done and the
     bytes in all.
+    transport: "shared_memory" shares the memory of gradients and parameters with a server on this machine and of the
+    same user, and raises SharedMemoryUnavailable where that cannot be; "stream" sends them; "auto" shares where it can
+    and the run is not small. Run.transport tells.
     """
     settings = make_settings(
         address,
@@ -72,5 +77,6 @@ def connect(
         retry_seconds_max=retry_seconds_max,
         on_rewind=on_rewind,
         progress=progress,
+        transport=transport,
     )
     return Client(BlockingConnection(settings.address), settings)

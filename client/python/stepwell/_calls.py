@@ -36,6 +36,9 @@ A_contra = TypeVar("A_contra", bound=Message, contravariant=True)
 C = TypeVar("C", bound="Collector[Any]")
 
 
+Transport = Literal["auto", "shared_memory", "stream"]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What `connect` was given."""
@@ -48,6 +51,13 @@ class Settings:
     retry_seconds_max: float = 2.0
     on_rewind: Literal["raise", "continue"] = "raise"
     progress: Progress = False
+    transport: Transport = "auto"
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is on this machine."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        return self.address.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
 
 class Collector(Protocol[A_contra]):

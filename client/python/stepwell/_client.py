@@ -4,13 +4,13 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from stepwell._allocator import tune_allocator
-from stepwell._calls import Patience, Settings, again, ask, end
+from stepwell._calls import Patience, Settings, Transport, again, ask, end
 from stepwell._descriptions import (
     OptimizerDescription,
     PartDescription,
@@ -306,6 +306,7 @@ def make_settings(
     retry_seconds_max: float,
     on_rewind: Literal["raise", "continue"],
     progress: Progress,
+    transport: Transport,
 ) -> Settings:
     """Check what `connect` was given; raises InvalidValue and InvalidName."""
     address = address or os.environ.get(ADDRESS_VARIABLE)
@@ -317,6 +318,10 @@ def make_settings(
         raise InvalidValue(f"got the address {address!r:.200}, expected HOST:PORT or unix:/path; add the port")
     if on_rewind not in ("raise", "continue"):
         raise InvalidValue(f"got on_rewind {on_rewind!r:.100}, expected 'raise' or 'continue'; choose one of them")
+    if transport not in get_args(Transport):
+        raise InvalidValue(
+            f"got transport {transport!r:.100}, expected one of {', '.join(get_args(Transport))}; choose one of them"
+        )
     limits = {
         "silence_seconds": silence_seconds,
         "patience_seconds": patience_seconds,
@@ -331,5 +336,6 @@ def make_settings(
         worker=check_name(worker) if worker is not None else None,
         on_rewind=on_rewind,
         progress=progress,
+        transport=transport,
         **limits,
     )

@@ -29,7 +29,8 @@ class Exchange:
 
     answer: what became of the update, once told. version: of the parameters that came. unchanged: whether none came
     because the run is not beyond the version that was asked about. done: whether the present try is over. refused:
-    whether the server has refused the exchange, so that the update surely left no trace.
+    whether the server has refused the exchange, so that the update surely left no trace. shared: the token of shared
+    memory that holds the update and takes the parameters, or b"". vectors: where the parameters lie there.
     """
 
     def __init__(
@@ -37,8 +38,11 @@ class Exchange:
         update: Update | None = None,
         selection: data_pb2.Selection | None = None,
         received: Received | None = None,
+        shared: bytes = b"",
     ) -> None:
-        self.update, self._selection, self._received = update, selection, received
+        self.update, self._selection, self.received = update, selection, received
+        self.shared = shared
+        self.vectors: list[data_pb2.SharedVector] = []
         self.answer: Answer | None = None
         self.version = 0
         self.unchanged = False
@@ -51,12 +55,18 @@ class Exchange:
 
     def requests(self, number: int) -> Iterator[WorkRequest]:
         """The messages of one try, under this number. An update that has been answered is not sent again."""
-        self._number, self.done, self._sent_bytes = number, False, 0
+        self._number, self.done, self._sent_bytes, self.refused, self.vectors = number, False, 0, False, []
         self._staging = self.update is not None and self.answer is None
         if self.update is None or self.answer is not None:
             yield self.closing()
             return
-        request = data_pb2.WorkRequest(exchange=number, stage=data_pb2.Stage(header=self.update.header))
+        stage = data_pb2.Stage(header=self.update.header, shared_memory=self.shared)
+        request = data_pb2.WorkRequest(exchange=number, stage=stage)
+        if self.shared:
+            self._sent_bytes = self.update.gradients.data_bytes
+            request.MergeFrom(self.closing().message)
+            yield Outgoing(request)
+            return
         messages = self.update.gradients.messages()
         pieces = next(messages)
         for following in messages:
@@ -68,14 +78,15 @@ class Exchange:
     @property
     def moved_bytes(self) -> int:
         """How much data has gone out and come in, in this try."""
-        return self._sent_bytes + (self._received.filled_bytes if self._received else 0)
+        return self._sent_bytes + (self.received.filled_bytes if self.received else 0)
 
     def closing(self) -> WorkRequest:
         """What the last message says. It alone is still sent where the answer comes before the update has all gone."""
         commit = data_pb2.Commit() if self._staging else None
-        return Outgoing(
-            data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
-        )
+        closing = data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
+        if self._selection is not None:
+            closing.selection.shared_memory = self.shared
+        return Outgoing(closing)
 
     def take(self, incoming: Incoming[data_pb2.WorkResponse]) -> None:
         """Take the server's word; raises the typed error if the exchange has failed."""
@@ -95,11 +106,12 @@ class Exchange:
             self.answer = describe_answer(outcome, response.answer)
         if response.HasField("parameters"):
             self.version, self.unchanged = response.parameters.version, response.parameters.unchanged
-            if self._received is not None and not self.unchanged:
-                self._received.begin()
-        if self._received is not None:
+            self.vectors = list(response.parameters.vectors)
+            if self.received is not None and not self.unchanged and not self.vectors:
+                self.received.begin()
+        if self.received is not None:
             for piece, data in zip(response.ranges, incoming.data, strict=True):
-                self._received.put(piece.group, piece.packed_offset_bytes, data)
+                self.received.put(piece.group, piece.packed_offset_bytes, data)
         self.done = response.done
 
     def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> WorkRequest:

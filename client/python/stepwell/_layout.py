@@ -1,7 +1,7 @@
 """Where parameters lie: groups, each one packed vector, and the parameters in them.
 
 Offsets here count in the packed vector, without the padding that the server's flat vectors have between parameters:
-consecutive parameters of a group are contiguous, and that is what travels.
+consecutive parameters of a group are contiguous, and that is what travels. Shared memory alone has the flat vectors.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter. index: its place in the layout; offset_bytes: where it begins in its group."""
+    """One parameter. index: its place in the layout; offset_bytes: where it begins in its group without padding;
+    vector_offset_bytes: where in the group's flat vector."""
 
     name: str
     index: int
@@ -36,6 +37,7 @@ class Parameter:
     dtype: np.dtype[Any]
     group: int
     offset_bytes: int
+    vector_offset_bytes: int
     size_bytes: int
     frozen: bool
 
@@ -80,6 +82,7 @@ class Layout:
             dtype=group.dtype,
             group=parameter.group,
             offset_bytes=parameter.packed_offset_bytes,
+            vector_offset_bytes=parameter.vector_offset_bytes,
             size_bytes=size_bytes,
             frozen=group.frozen,
         )

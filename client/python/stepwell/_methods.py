@@ -26,8 +26,13 @@ class Method(Generic[Q, A]):
 
 
 def control(name: str, request: type[MQ], response: type[MA], *, unary: bool = True) -> Method[MQ, MA]:
+    return method(f"/stepwell.v1.ControlService/{name}", request, response, unary=unary)
+
+
+def method(path: str, request: type[MQ], response: type[MA], *, unary: bool = True) -> Method[MQ, MA]:
+    """A call whose messages protobuf alone encodes."""
     encode: Any = request.SerializeToString
-    return Method(f"/stepwell.v1.ControlService/{name}", encode, response.FromString, unary)
+    return Method(path, encode, response.FromString, unary)
 
 
 GET_SERVER = control("GetServer", control_pb2.GetServerRequest, control_pb2.GetServerResponse)
@@ -54,3 +59,4 @@ RESTORE_CHECKPOINT = control(
 WORK: Method[payload.Outgoing[data_pb2.WorkRequest], payload.Incoming[data_pb2.WorkResponse]] = Method(
     "/stepwell.v1.DataService/Work", payload.WORK_REQUEST.encode, payload.WORK_RESPONSE.decode, unary=False
 )
+SHARE_MEMORY = method("/stepwell.v1.DataService/ShareMemory", data_pb2.ShareMemoryRequest, data_pb2.ShareMemoryResponse)

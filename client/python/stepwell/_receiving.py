@@ -100,6 +100,20 @@ class Destination:
             raise Internal(f"got {self.filled_bytes} bytes, expected {self.size_bytes}; report this")
 
 
+class Views(dict[str, np.ndarray[Any, Any]]):
+    """Read-only views of all parameters, as `run.parameters()` gives them: valid until the next step or pull.
+
+    Given to `step` or `pull` as `out`, they say that no copy is wanted; what comes back is the next such views.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray[Any, Any]], *, own: bool) -> None:
+        """own: whether the arrays are memory of this process alone, that the next parameters may be written to."""
+        self.own = dict(arrays) if own else None
+        super().__init__({name: array.view() for name, array in arrays.items()})
+        for view in self.values():
+            view.flags.writeable = False
+
+
 class Received:
     """The arrays of some parameters, and where their ranges go.
 
@@ -110,9 +124,12 @@ class Received:
     def __init__(
         self, layout: Layout, parameters: Sequence[Parameter], pool: BufferPool, out: Mapping[str, Any] | None = None
     ) -> None:
-        self._layout, self._parameters, self._pool, self._out = layout, parameters, pool, out
-        if out is not None:
-            check_out(parameters, out)
+        self._layout, self._parameters, self._pool = layout, parameters, pool
+        self._as_views = isinstance(out, Views)
+        self._out = out.own if isinstance(out, Views) else out
+        self._shared = False
+        if self._out is not None:
+            check_out(parameters, self._out)
         self.size_bytes = sum(parameter.size_bytes for parameter in parameters)
         self._destination: Destination | None = None
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -120,6 +137,22 @@ class Received:
     @property
     def filled_bytes(self) -> int:
         return self._destination.filled_bytes if self._destination else 0
+
+    @property
+    def copies(self) -> bool:
+        """Whether parameters in shared memory are to be copied from there."""
+        return not self._as_views
+
+    def take(self, views: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take parameters that lie in shared memory."""
+        if self._as_views:
+            self._arrays, self._shared = dict(views), True
+            return
+        self.begin()
+        assert self._destination is not None
+        for parameter in self._parameters:
+            np.copyto(self._arrays[parameter.name], views[parameter.name])
+        self._destination.filled_bytes = self._destination.size_bytes
 
     def begin(self) -> None:
         """Make room, or start over."""
@@ -141,10 +174,13 @@ class Received:
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays by name, once all has come."""
+        if self._shared:
+            return Views(self._arrays, own=False)
         if self._destination is None:
             raise Internal("got no parameters, expected them; report this")
         self._destination.check_full()
-        return {parameter.name: self._arrays[parameter.name] for parameter in self._parameters}
+        arrays = {parameter.name: self._arrays[parameter.name] for parameter in self._parameters}
+        return Views(arrays, own=True) if self._as_views else arrays
 
     def _allocate(self) -> list[tuple[int, int, Bytes]]:
         """One buffer per group, in which the wanted parameters follow one another; neighbours make one segment."""

@@ -5,7 +5,7 @@ Silent thrown in; `_blocking` and `_awaiting` fulfil the same few requests over 
 So every operation is written once, and the two clients differ only in how they wait.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -71,6 +71,13 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
+class Do:
+    """Do something that blocks, but not for long: a large copy, a word with a socket. Gives its result."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     """Give up the connection that carried this stream; whatever is opened next goes over a new one."""
 
@@ -82,7 +89,7 @@ class Disconnect:
     """Close the connection; nothing is opened any more."""
 
 
-Request = Open | Send | Finish | Receive | Sleep | Reconnect | Disconnect
+Request = Open | Send | Finish | Receive | Sleep | Do | Reconnect | Disconnect
 Steps = Generator[Request, Any, R]
 
 

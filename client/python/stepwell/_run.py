@@ -1,7 +1,9 @@
 """What can be done with a run. Written once; `stepwell.Run` blocks and `stepwell.aio.Run` is awaited."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from stepwell._calls import Settings, ask, collect, deliver
 from stepwell._descriptions import Answer, Checkpoint, Outcome, RunDescription, describe_checkpoint, describe_run
@@ -19,7 +21,7 @@ from stepwell._methods import (
 )
 from stepwell._operation import Connection, Driven, exclusive, operation
 from stepwell._progress import Transfer
-from stepwell._receiving import BufferPool, Received
+from stepwell._receiving import BufferPool, Received, Views
 from stepwell._requests import Steps
 from stepwell._spec import encode_hyperparameters, encode_schedules, encode_update_hyperparameters
 from stepwell._state import Array, State, StatePieces, state_bytes, state_requests
@@ -47,6 +49,7 @@ class RunOperations(Driven):
         self._worker.loss_scale = run.loss_scale if run.HasField("loss_scale") else None
         self._created = created
         self._closed = False
+        self._own_gradients: Arrays | None = None
 
     def __del__(self) -> None:
         self._worker.drop()
@@ -80,6 +83,11 @@ class RunOperations(Driven):
         return self._worker.last_answer
 
     @property
+    def transport(self) -> Literal["shared_memory", "stream"]:
+        """How the last update went, and the next ones go: once this object has joined."""
+        return "stream" if self._worker.shared is None else "shared_memory"
+
+    @property
     def loss_scale(self) -> float | None:
         """What to multiply the next loss by, as the last answer told; None without the transform `unscale`."""
         return self._worker.loss_scale
@@ -111,6 +119,7 @@ class RunOperations(Driven):
         hyperparameters: new numbers, set for good with this update's commit: {"lr": 0.1} for every group that has it,
         {"no_decay": {"lr": 0.1}} for one group.
         out: arrays to fill in place; only these parameters are returned. After an error their content is undefined.
+        What `parameters()` gave stands for views like those.
         timeout: seconds for all of it. By default it waits while the server gives word. After TimedOut the update may
         have been applied or not; it cannot be any more once the next push has begun.
 
@@ -182,6 +191,36 @@ class RunOperations(Driven):
         except RunRewound as rewound:
             self._go_on(rewound)
             return (yield from self._fetch(names, None, out, timeout, of))
+
+    @exclusive
+    def gradients(self) -> Steps[Arrays]:
+        """Arrays to write the next gradients to, by name, for every parameter that is not frozen; joins the run.
+
+        With shared memory the server reads them where they are: `step(run.gradients())` copies nothing. Do not write to
+        them while a step or push is under way: what the server reads is what counts. The same arrays come back as
+        long as `transport` stays the same; their content is the caller's alone, and undefined at first.
+        """
+        self._check_open()
+        layout = yield from self._worker.have_place()
+        if self._worker.shared is not None:
+            return self._worker.shared.gradients()
+        if self._own_gradients is None:
+            trained = [parameter for parameter in layout.parameters if not parameter.frozen]
+            self._own_gradients = {each.name: np.empty(each.shape, each.dtype) for each in trained}
+        return dict(self._own_gradients)
+
+    @exclusive
+    def parameters(self) -> Steps[Views]:
+        """Read-only views of the present parameters, at version `run.version`; joins the run.
+
+        They are valid until the next step or pull. Give them to it as `out`, and take what it returns in their place:
+        with shared memory nothing is copied then.
+        """
+        self._check_open()
+        yield from self._worker.have_place()
+        views = yield from self._fetch(None, None, Views({}, own=False), None)
+        assert isinstance(views, Views), "it asked for them"
+        return views
 
     @operation
     def refresh(self) -> Steps[RunDescription]:
@@ -372,7 +411,7 @@ class RunOperations(Driven):
         """Make the selection and what receives it once the layout is known; the latter is also put into `received`."""
 
         def select(layout: Layout) -> tuple[data_pb2.Selection, Received]:
-            wanted = names if names is not None else list(out) if out is not None else None
+            wanted = names if names is not None else list(out) if out is not None and type(out) is not Views else None
             parameters = layout.parameters if wanted is None else layout.select(dict.fromkeys(wanted))
             if not parameters and layout.parameters:
                 raise InvalidValue("got an empty choice of parameters, expected names, or None for all of them")

@@ -12,24 +12,29 @@ from typing import Any, Final
 import grpc
 
 from stepwell import payload
-from stepwell._calls import Patience, Settings, again, collect, end
+from stepwell._calls import Patience, Settings, again, ask, collect, end, logger
 from stepwell._descriptions import Answer
 from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
 from stepwell._layout import Layout, LayoutPieces
-from stepwell._methods import GET_LAYOUT, JOIN, WORK
+from stepwell._methods import GET_LAYOUT, JOIN, SHARE_MEMORY, WORK
 from stepwell._packing import Gradients
 from stepwell._progress import Transfer
 from stepwell._receiving import Received
-from stepwell._requests import Lost, Open, Receive, Send, Silent, Steps, Stream
+from stepwell._requests import Do, Lost, Open, Receive, Send, Silent, Steps, Stream
+from stepwell._shared import SHARED_BYTES_MIN, SharedMemory
 from stepwell.errors import (
+    ContractMismatch,
     InvalidName,
     RunReplaced,
     RunRewound,
     SequenceGap,
     SequenceReused,
     SequenceTooOld,
+    ServerUnavailable,
+    SharedMemoryUnavailable,
     StepwellError,
+    TimedOut,
     UnknownWorker,
 )
 from stepwell.v1 import control_pb2, data_pb2
@@ -67,6 +72,8 @@ class Worker:
         self.before_answer: Hook | None = None
         self.after_answer: Hook | None = None
         self.stream: Stream | None = None
+        self.shared: SharedMemory | None = None
+        self._may_share = settings.transport != "stream"
         self._settings = settings
         self._membership: Membership | None = None
         self._exchanges = 0
@@ -92,11 +99,15 @@ class Worker:
         assert membership is not None
         assert self.layout is not None
         gradients = Gradients(self.layout, grads, what, inputs)
+        yield from self.share(tuple(gradients.inputs))
         selection, received = select(self.layout) if select else (None, None)
         header.identity.CopyFrom(self._identity(membership))
         header.without_gradient.extend(gradients.without_gradient)
         header.inputs.extend(gradients.inputs)
-        exchange = Exchange(Update(header, gradients), selection, received)
+        exchange = Exchange(Update(header, gradients), selection, received, self._token)
+        if self.shared is not None:
+            shared = self.shared
+            yield Do(lambda: shared.fill((gradients.arrays, *gradients.inputs.values())))
         try:
             yield from self._carry_out(exchange, patience)
         except RunRewound as rewound:
@@ -117,7 +128,9 @@ class Worker:
         """Fetch parameters. A reader does this without ever joining."""
         patience = Patience(self._settings, what, timeout)
         layout = yield from self.have_layout()
-        exchange = Exchange(None, *select(layout))
+        selection, received = select(layout)
+        shared = self._token if selection.point in ("", "parameters") else b""
+        exchange = Exchange(None, selection, received, shared)
         yield from self._carry_out(exchange, patience)
         if exchange.version < self.version:
             raise self._went_back(exchange.version)
@@ -137,6 +150,45 @@ class Worker:
         if joined.membership.version < self.version:
             raise self._went_back(joined.membership.version, joined=True)
         self.version = joined.membership.version
+        self._may_share = self._settings.transport != "stream"
+
+    def have_place(self) -> Steps[Layout]:
+        """The layout, as a worker that has joined, and shares memory if it may."""
+        if self._membership is None or self.layout is None:
+            yield from self.join()
+        assert self.layout is not None
+        if self.shared is None:
+            yield from self.share()
+        return self.layout
+
+    def share(self, inputs: tuple[str, ...] = ()) -> Steps[None]:
+        """Share memory with the server, if that is wanted and has not failed since the last join.
+
+        inputs: what updates carry beside gradients. Raises SharedMemoryUnavailable where nothing else will do.
+        """
+        assert self.layout is not None
+        if self.shared is not None:
+            if self.shared.inputs[: len(inputs)] == inputs:
+                return
+            self._stop_sharing()
+        required = self._settings.transport == "shared_memory"
+        size_bytes = sum(parameter.size_bytes for parameter in self.layout.parameters)
+        if not required and not (self._may_share and self._settings.local and size_bytes >= SHARED_BYTES_MIN):
+            return
+        self._may_share = False
+        request = data_pb2.ShareMemoryRequest(run=self.run, run_uid=self.uid, inputs=inputs)
+        try:
+            response = yield from ask(self._settings, SHARE_MEMORY, request, self._what("share memory"))
+            layout = self.layout
+            self.shared = yield Do(lambda: SharedMemory(layout, inputs, response))
+        except (OSError, SharedMemoryUnavailable, ContractMismatch) as error:
+            if isinstance(error, ServerUnavailable | TimedOut):
+                raise
+            if required:
+                raise SharedMemoryUnavailable(
+                    f"{self._what('share memory')}: {error}; or connect with transport='auto'"
+                ) from None
+            logger.info("%s: sends its updates over the stream: %s", self._what("share memory"), error)
 
     def have_layout(self) -> Steps[Layout]:
         """The layout, fetched when it is first needed."""
@@ -155,11 +207,13 @@ class Worker:
     def leave(self) -> Steps[None]:
         """End the stream."""
         stream, self.stream = self.stream, None
+        self._stop_sharing()
         if stream is not None:
             yield from end(stream)
 
     def drop(self) -> None:
         """End the stream at once, where nobody closed it."""
+        self._stop_sharing()
         if self.stream is not None and self._pid == os.getpid():
             self.stream.cancel()
 
@@ -171,6 +225,7 @@ class Worker:
         make_immortal(self.stream)
         self.stream = None
         if forked:
+            self._stop_sharing()
             self._membership = None
             self.name = default_name(prefix=self._settings.worker)
 
@@ -182,7 +237,16 @@ class Worker:
                     if self.stream is None:
                         self.stream, self._exchanges, self._pid = (yield Open(WORK)), 0, os.getpid()
                     yield from self._try(exchange, self.stream, patience, transfer)
+                    if exchange.vectors:
+                        yield from self._take_shared(exchange, self.stream, patience)
                     return
+                except (SharedMemoryUnavailable, ConnectionError, FileNotFoundError) as error:
+                    if not exchange.shared or isinstance(error, ServerUnavailable | TimedOut):
+                        raise
+                    # What was shared is gone, with the server's life or the run's; the arrays are still here.
+                    logger.warning("%s: sends what was shared over the stream: %s", patience.what, error)
+                    self._stop_sharing()
+                    exchange.shared = b""
                 except (Lost, Silent) as failure:
                     stream, self.stream = self.stream, None
                     assert stream is not None
@@ -219,6 +283,16 @@ class Worker:
         if hooked and self.after_answer:
             self.after_answer(sent)
 
+    def _take_shared(self, exchange: Exchange, stream: Stream, patience: Patience) -> Steps[None]:
+        """Take parameters that lie in shared memory; where they are copied, the server need not keep them so."""
+        shared, received = self.shared, exchange.received
+        assert shared is not None
+        assert received is not None
+        vectors = exchange.vectors
+        yield Do(lambda: received.take(shared.parameters(vectors)))
+        if received.copies:
+            yield Send(stream, payload.Outgoing(data_pb2.WorkRequest(release=shared.token)), patience.seconds())
+
     def _send(self, exchange: Exchange, stream: Stream, request: WorkRequest, patience: Patience) -> Steps[None]:
         """Send a message, unless the exchange is done before it is gone."""
         while not exchange.done and not (yield Send(stream, request, patience.seconds())):
@@ -249,6 +323,15 @@ class Worker:
         """
         with contextlib.suppress(StepwellError):
             yield from self.join(self._settings.silence_seconds)
+
+    @property
+    def _token(self) -> bytes:
+        return self.shared.token if self.shared else b""
+
+    def _stop_sharing(self) -> None:
+        shared, self.shared = self.shared, None
+        if shared is not None:
+            shared.close()
 
     def _identity(self, membership: Membership) -> data_pb2.UpdateIdentity:
         return data_pb2.UpdateIdentity(

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from stepwell._awaiting import AwaitingConnection
+from stepwell._calls import Transport
 from stepwell._client import ClientOperations, make_settings
 from stepwell._operation import Awaiting
 from stepwell._progress import Progress
@@ -59,6 +60,7 @@ def connect(
     retry_seconds_max: float = 2.0,
     on_rewind: Literal["raise", "continue"] = "raise",
     progress: Progress = False,
+    transport: Transport = "auto",
 ) -> Client:
     """A client of the server at an address; the arguments are those of `stepwell.connect`.
 
@@ -74,5 +76,6 @@ def connect(
         retry_seconds_max=retry_seconds_max,
         on_rewind=on_rewind,
         progress=progress,
+        transport=transport,
     )
     return Client(AwaitingConnection(settings.address), settings)

@@ -13,7 +13,7 @@
     ├── WorkerFenced             a newer join under the same worker name has taken over
     ├── RunRewound               the run went back to an older state
     ├── ChangeRefused, EtagMismatch, VersionMismatch
-    ├── MemoryExhausted, LimitExceeded
+    ├── MemoryExhausted, LimitExceeded, SharedMemoryUnavailable
     ├── StorageDisabled, StorageFailed, CheckpointExists, CheckpointDamaged
     ├── ServerStopping           retried by the SDK; raised only where a call must not be repeated
     ├── ServerUnavailable        also a ConnectionError
@@ -66,6 +66,9 @@ class MalformedRequest(StepwellError): ...
 
 
 class InvalidName(StepwellError): ...
+
+
+class SharedMemoryUnavailable(StepwellError): ...
 
 
 class UnknownOptimizer(StepwellError): ...

@@ -200,7 +200,7 @@ class GroupCommit:
             return []
         layout = self.group.layout.state
         elements = int(layout.sizes.sum() if rule.scope == "group" else layout.sizes.max(initial=0))
-        return [(elements * rule.scratch, layout.dtype)]
+        return [Size(elements * rule.scratch, layout.dtype)]
 
     @property
     def arrays(self) -> dict[str, Vector]:
@@ -277,7 +277,7 @@ class GroupState:
     """vectors: the parameters under "" and each slot under its name. settings: None if frozen.
 
     steps: the commits that touched each parameter. scalars: float64 per parameter, by name.
-    layouts: how each vector lies.
+    layouts: how each vector lies. owner: "" unless other processes may map the parameters, see `Size`.
     """
 
     def __init__(
@@ -292,6 +292,7 @@ class GroupState:
         self.settings = settings
         self.layouts = vector_layouts(layout, settings)
         self.vectors = {name: Held(vector) for name, vector in vectors.items()}
+        self.owner = ""
         count = len(layout.indices)
         self.steps = np.zeros(count, np.int64) if steps is None else steps
         declared = {} if settings is None else settings.declared_scalars
@@ -304,12 +305,12 @@ class GroupState:
     @staticmethod
     def sizes(layout: LayoutGroup, settings: Settings | None) -> dict[str, Size]:
         """The vectors that a group's state needs, in the form that `Memory.allocate` takes."""
-        return {name: (each.elements, each.dtype) for name, each in vector_layouts(layout, settings).items()}
+        return {name: Size(each.elements, each.dtype) for name, each in vector_layouts(layout, settings).items()}
 
     def size(self, name: str) -> Size:
         """What a copy of a vector takes."""
         layout = self.layouts[name]
-        return layout.elements, layout.dtype
+        return Size(layout.elements, layout.dtype, "" if name else self.owner)
 
     def initialise_slots(self, device: Device, moment: Moment) -> None:
         """Set the slots to what the optimizer declares; the parameters are in place."""

@@ -104,6 +104,22 @@ class LayoutGroup:
         begin = int(self.begins[place])
         return vector[begin : begin + int(self.sizes[place])].reshape(self.shapes[place])
 
+    def places(self, begin: int, end: int) -> range:
+        """The places of the parameters that lie whole from packed offset `begin` to `end`."""
+        first, after = np.searchsorted(self.packed_offsets, [begin, end])
+        return range(int(first), int(after))
+
+    def pieces(self, intervals: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Packed intervals of whole parameters as begins and ends in the vector, in elements, without padding."""
+        places = np.array([place for begin, end in intervals for place in self.places(begin, end)], np.int64)
+        places = places[self.sizes[places] > 0]
+        begins = self.begins[places]
+        ends = begins + self.sizes[places]
+        # Neighbours without padding between them are one piece.
+        apart = np.flatnonzero(begins[1:] != ends[:-1])
+        firsts, lasts = np.concatenate([[0], apart + 1]), np.concatenate([apart, [len(places) - 1]])
+        return (begins[firsts], ends[lasts]) if len(places) else (begins, ends)
+
     @cached_property
     def state(self) -> "LayoutGroup":
         """The layout of the group's parameters in the state: the same elements, of a type that is computed in."""

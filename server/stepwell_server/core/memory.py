@@ -1,12 +1,16 @@
 """The one budget from which all vectors come: state, staged updates, and copies made because a reader holds a version.
 
 A freed vector is kept for the next taker of the same size, since fresh pages cost more than the copy that fills them;
-kept vectors count, and go first when the budget is short. Not thread-safe: one thread owns it.
+kept vectors count, and go first when the budget is short. Vectors that other processes map have an owner, who alone
+gets them again, and who may have a quota: so many are the owner's whatever happens.
+
+Not thread-safe: one thread owns it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +18,33 @@ from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Device
 from stepwell_server.core.devices.device import Vector as Vector
 from stepwell_server.core.errors import MemoryExhausted
 
-Size = tuple[int, np.dtype[Any]]
-
 _KEPT_PER_SIZE = 2
+
+
+class Size(NamedTuple):
+    """owner: for memory that others map, who gets it again when it is free; "" for memory of this process alone."""
+
+    elements: int
+    dtype: np.dtype[Any]
+    owner: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * self.dtype.itemsize + ALIGNMENT_BYTES
+
+
+@dataclass
+class _Owned:
+    """Vectors of one owner and size. taken: in use; idle: ready to be; quota: how many count at least."""
+
+    size: Size
+    quota: int = 0
+    taken: int = 0
+    idle: list[Vector] = field(default_factory=list)
+
+    @property
+    def used_bytes(self) -> int:
+        return max(self.quota, self.taken) * self.size.size_bytes
 
 
 class Memory:
@@ -29,17 +57,18 @@ class Memory:
         self.device = device
         self.bytes_max = bytes_max
         self.on_free: Callable[[], None] = lambda: None
-        self._used_bytes = 0
+        self._private_bytes = 0
         self._kept: dict[tuple[int, str], list[Vector]] = {}
+        self._owned: dict[Size, _Owned] = {}
 
     @property
     def used_bytes(self) -> int:
-        """What is taken and what is kept for the next taker."""
-        return self._used_bytes + self._kept_bytes()
+        """What is taken, kept for the next taker, or some owner's quota."""
+        return self._taken_bytes() + self._kept_bytes()
 
     def check_fits(self, sizes: Sequence[Size], purpose: str, beside_bytes: int) -> None:
         """Raise MemoryExhausted if the vectors could never be had beside what stays taken."""
-        needed = sum(_bytes(size) for size in sizes)
+        needed = sum(size.size_bytes for size in sizes if not self._is_owed(size))
         if needed + beside_bytes > self.bytes_max:
             raise MemoryExhausted(
                 f"{purpose} needs {needed} bytes, expected at most {self.bytes_max - beside_bytes} of the server's "
@@ -57,53 +86,99 @@ class Memory:
 
     def try_allocate(self, sizes: Sequence[Size]) -> list[Vector] | None:
         """All the vectors, or None if the budget does not hold them now."""
-        needed = sum(_bytes(size) for size in sizes)
-        if self._used_bytes + needed > self.bytes_max:
+        private = [size for size in sizes if not size.owner]
+        needed = sum(size.size_bytes for size in private)
+        needed += sum(
+            owned.size.size_bytes * max(0, owned.taken + count - max(owned.quota, owned.taken))
+            for owned, count in (
+                (self._owned.get(size) or _Owned(size), count) for size, count in Counter(sizes).items() if size.owner
+            )
+        )
+        if self._taken_bytes() + needed > self.bytes_max:
             return None
-        if self.used_bytes + needed - self._reusable_bytes(sizes) > self.bytes_max:
+        if self.used_bytes + needed - self._reusable_bytes(private) > self.bytes_max:
             self._kept.clear()
-        self._used_bytes += needed
-        return [self._take(elements, dtype) for elements, dtype in sizes]
+        return [self._take(size) for size in sizes]
 
     def free(self, vectors: Sequence[Vector]) -> None:
-        """Give vectors back; nobody may look at them any more."""
+        """Give vectors back; nobody of this process may look at them any more."""
         for vector in vectors:
-            self._used_bytes -= _bytes((len(vector), vector.dtype))
+            size = self._size_of(vector)
+            if size.owner:
+                owned = self._owned_of(size)
+                owned.taken -= 1
+                if owned.taken + len(owned.idle) < owned.quota:
+                    owned.idle.append(vector)
+                self._forget(owned)
+                continue
+            self._private_bytes -= size.size_bytes
             kept = self._kept.setdefault((len(vector), vector.dtype.str), [])
             if len(kept) < _KEPT_PER_SIZE:
                 kept.append(vector)
-        assert self._used_bytes >= 0
+        assert self._private_bytes >= 0
         self.on_free()
+
+    def try_set_quota(self, size: Size, quota: int) -> bool:
+        """Let an owner have so many vectors of a size whatever happens; False if the budget does not hold them now."""
+        owned = self._owned_of(size)
+        more = (max(quota, owned.taken) - max(owned.quota, owned.taken)) * size.size_bytes
+        if self._taken_bytes() + more > self.bytes_max:
+            self._forget(owned)
+            return False
+        if self.used_bytes + more > self.bytes_max:
+            self._kept.clear()
+        owned.quota = quota
+        del owned.idle[max(0, quota - owned.taken) :]
+        self._forget(owned)
+        self.on_free()
+        return True
 
     def drop_kept(self) -> None:
         """Give the kept vectors back to the system, when a run of their size is gone."""
         self._kept.clear()
 
-    def _take(self, elements: int, dtype: np.dtype[Any]) -> Vector:
-        kept = self._kept.get((elements, dtype.str))
-        return kept.pop() if kept else self.device.allocate(elements, dtype)
+    def _take(self, size: Size) -> Vector:
+        if size.owner:
+            assert self.device.shared is not None, "only memory that can be shared has an owner"
+            owned = self._owned_of(size)
+            owned.taken += 1
+            return owned.idle.pop() if owned.idle else self.device.shared.allocate(*size)
+        self._private_bytes += size.size_bytes
+        kept = self._kept.get((size.elements, size.dtype.str))
+        return kept.pop() if kept else self.device.allocate(size.elements, size.dtype)
+
+    def _size_of(self, vector: Vector) -> Size:
+        return Size(len(vector), vector.dtype, self.device.shared.owner(vector) if self.device.shared else "")
+
+    def _owned_of(self, size: Size) -> _Owned:
+        return self._owned.setdefault(size, _Owned(size))
+
+    def _forget(self, owned: _Owned) -> None:
+        if not owned.quota and not owned.taken:
+            del self._owned[owned.size]
+
+    def _is_owed(self, size: Size) -> bool:
+        return size in self._owned and self._owned[size].taken < self._owned[size].quota
+
+    def _taken_bytes(self) -> int:
+        return self._private_bytes + sum(owned.used_bytes for owned in self._owned.values())
 
     def _reusable_bytes(self, sizes: Sequence[Size]) -> int:
-        wanted = Counter((elements, dtype.str) for elements, dtype in sizes)
         return sum(
-            _bytes((key[0], np.dtype(key[1]))) * min(count, len(self._kept.get(key, ())))
-            for key, count in wanted.items()
+            size.size_bytes * min(count, len(self._kept.get((size.elements, size.dtype.str), ())))
+            for size, count in Counter(sizes).items()
         )
 
     def _kept_bytes(self) -> int:
-        return sum(_bytes((len(vector), vector.dtype)) for kept in self._kept.values() for vector in kept)
+        return sum(Size(len(vector), vector.dtype).size_bytes for kept in self._kept.values() for vector in kept)
 
     def _refusal(self, sizes: Sequence[Size], purpose: str) -> MemoryExhausted:
-        needed = sum(_bytes(size) for size in sizes)
+        needed = sum(size.size_bytes for size in sizes)
+        left = self.bytes_max - self._taken_bytes()
         return MemoryExhausted(
-            f"{purpose} needs {needed} bytes, expected at most {self.bytes_max - self._used_bytes}, which is what is "
-            f"left of the server's {self.bytes_max}; delete runs, or start the server with a larger --max-memory",
+            f"{purpose} needs {needed} bytes, expected at most {left}, which is what is left of the server's "
+            f"{self.bytes_max}; delete runs, or start the server with a larger --max-memory",
             needed_bytes=needed,
-            free_bytes=self.bytes_max - self._used_bytes,
+            free_bytes=left,
             limit_bytes=self.bytes_max,
         )
-
-
-def _bytes(size: Size) -> int:
-    elements, dtype = size
-    return elements * dtype.itemsize + ALIGNMENT_BYTES

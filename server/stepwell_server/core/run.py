@@ -329,6 +329,57 @@ class Run:
                     unneeded.append(held.vector)
         self.memory.free(unneeded)
 
+    # Sharing.
+
+    @property
+    def shareable(self) -> bool:
+        """Whether other processes could read the parameters, and their gradients be read, where they lie."""
+        return self.memory.device.shared is not None
+
+    def shared_sizes(self) -> list[Size]:
+        """What each group's parameters are once they are shared."""
+        return [
+            Size(group.state.elements, group.state.dtype, f"{self.uid.hex()}/{number}")
+            for number, group in enumerate(self.layout.groups)
+        ]
+
+    def worker_sizes(self, inputs: Sequence[str], owner: str) -> dict[Key, Size]:
+        """What a worker needs to bring its updates in shared memory; raises UnknownArgument for an unknown input."""
+        sizes: dict[Key, Size] = {}
+        known: set[str] = set()
+        for number, group in enumerate(self.groups):
+            if group.settings is None:
+                continue
+            taken = group.settings.definition.inputs
+            known |= taken.keys()
+            size = Size(group.layout.elements, group.layout.dtype, owner)
+            sizes[number, 0] = size
+            sizes |= {(number, place): size for place, name in enumerate(inputs, 1) if name in taken}
+        for name in inputs:
+            if name not in known:
+                raise unknown(UnknownArgument, f"run '{self.name}': input", name, known)
+        return sizes
+
+    def share(self, vectors: Sequence[Vector]) -> None:
+        """Go over to vectors of `shared_sizes`, which hold the present parameters. Commits stay in such from now on."""
+        before = [group.vectors[""] for group in self.groups]
+        for group, vector, size in zip(self.groups, vectors, self.shared_sizes(), strict=True):
+            group.vectors[""], group.owner = Held(vector), size.owner
+        self.memory.free([held.vector for held in before if not held.holders])
+        self.memory.drop_kept()  # nobody will take vectors of this size so soon
+
+    @property
+    def shared(self) -> bool:
+        """Whether the parameters are where other processes can map them."""
+        shared = self.memory.device.shared
+        return shared is not None and all(shared.owner(group.vectors[""].vector) for group in self.groups)
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether commits read gradients only, so that they may lie in a worker's memory."""
+        arrays = any(group.settings and group.settings.array_program for group in self.groups)
+        return not self.spec.parsed_transforms and not arrays
+
     # Changes.
 
     def change(

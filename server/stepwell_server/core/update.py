@@ -109,7 +109,7 @@ class GroupTransfer:
             )
         self.coverage.add(begin, begin + size, self.what)
 
-    def place(self, device: Device, begin: int, data: bytes, dtype: np.dtype[Any] | None = None) -> None:
+    def place(self, device: Device, begin: int, data: Any, dtype: np.dtype[Any] | None = None) -> None:
         """Copy an admitted range to its place, widened or narrowed to the vector's type; safe on any thread."""
         layout = self.layout.state
         begin = begin // self.layout.dtype.itemsize * layout.dtype.itemsize
@@ -117,6 +117,12 @@ class GroupTransfer:
         device.place(
             self.vector, packed, begin, layout.packed_offsets, layout.vector_offsets, dtype or self.layout.dtype
         )
+
+    def expect_all(self, present: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
+        """Count everything as arrived at once; returns the packed intervals that this is."""
+        for begin, end in _expected(self.layout, present):
+            self.coverage.add(begin, end, self.what)
+        return self.coverage.intervals
 
     def check_complete(self, present: NDArray[np.bool_] | None = None) -> None:
         """Raise IncompleteUpdate or InvalidRange unless exactly the parameters present have arrived."""
@@ -164,6 +170,8 @@ class Staging:
             for (group, number), vector in vectors.items()
         }
         self.nonfinite: tuple[Key, int] | None = None
+        # Whether the vectors are a worker's own, which a commit reads and never writes.
+        self.borrowed = False
         self._check_finite = check_finite
 
     @staticmethod
@@ -173,7 +181,7 @@ class Staging:
         for number, (group, chosen) in enumerate(zip(layout.groups, settings, strict=True)):
             if chosen is None:
                 continue
-            sizes[number, 0] = (group.state.elements, group.state.dtype)
+            sizes[number, 0] = Size(group.state.elements, group.state.dtype)
             for place, name in enumerate(header.inputs, 1):
                 if name in chosen.definition.inputs:
                     sizes[number, place] = sizes[number, 0]
@@ -194,7 +202,7 @@ class Staging:
         device: Device,
         group: int,
         begin: int,
-        data: bytes,
+        data: Any,
         number: int = 0,
         dtype: np.dtype[Any] | None = None,
     ) -> None:
@@ -205,6 +213,29 @@ class Staging:
         if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
             finite = np.isfinite(np.frombuffer(data, arrived))
             self.nonfinite = ((group, number), begin + int(np.argmin(finite)) * transfer.layout.dtype.itemsize)
+
+    def take(self, device: Device, shared: Mapping[Key, Vector]) -> None:
+        """Take the whole update from vectors of the groups' own types, and test it; safe on any thread.
+
+        shared: where they are the staging's own vectors, nothing is copied.
+        """
+        for key, transfer in self.transfers.items():
+            layout, source = transfer.layout, shared[key]
+            expected = transfer.expect_all(self.present_in(key[0]))
+            if source is not transfer.vector:
+                for begin, end in expected:
+                    for place in layout.places(begin, end):
+                        data = layout.view(source, place).reshape(-1).view(np.uint8)
+                        transfer.place(device, int(layout.packed_offsets[place]), data)
+            begins, ends = layout.pieces(expected)
+            if self._check_finite and not device.finite_pieces(source, begins, ends):
+                self.nonfinite = (key, self._first_nonfinite(layout, source, expected))
+
+    def _first_nonfinite(self, layout: LayoutGroup, vector: Vector, intervals: Sequence[tuple[int, int]]) -> int:
+        """The packed offset of a parameter that is not finite; the first one's where none is any more."""
+        places = [place for begin, end in intervals for place in layout.places(begin, end)]
+        bad = [place for place in places if not np.isfinite(layout.view(vector, place)).all()]
+        return int(layout.packed_offsets[(bad or places)[0]])
 
     def inputs_of(self, group: int) -> dict[str, Vector]:
         """The vectors that arrived for a group, by the names that its optimizer knows; the gradient under "grad"."""

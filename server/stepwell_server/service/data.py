@@ -17,7 +17,7 @@ from stepwell.payload import (
     Outgoing,
 )
 from stepwell.v1 import data_pb2
-from stepwell_server.core.errors import LimitExceeded, MalformedRequest
+from stepwell_server.core.errors import LimitExceeded, MalformedRequest, RunReplaced
 from stepwell_server.service.encode import encode_answer
 from stepwell_server.service.errors import ENDED, encode_error
 from stepwell_server.service.exchange import Exchange
@@ -49,6 +49,11 @@ class DataService:
                 self.Pull, data_pb2.PullRequest.FromString, PULL_RESPONSE.encode
             ),
             "Step": grpc.stream_stream_rpc_method_handler(self.Step, STEP_REQUEST.decode, STEP_RESPONSE.encode),
+            "ShareMemory": grpc.unary_unary_rpc_method_handler(
+                self.ShareMemory,
+                data_pb2.ShareMemoryRequest.FromString,
+                data_pb2.ShareMemoryResponse.SerializeToString,
+            ),
             "Work": grpc.stream_stream_rpc_method_handler(self.Work, WORK_REQUEST.decode, WORK_RESPONSE.encode),
         }
         service = data_pb2.DESCRIPTOR.services_by_name["DataService"]
@@ -102,6 +107,9 @@ class DataService:
                 if incoming is None:
                     return
                 request = incoming.message
+                if request.release:
+                    self._runs.sharing.release(request.release)
+                    continue
                 if request.exchange <= failed:
                     continue  # the rest of an exchange that has failed
                 try:
@@ -119,6 +127,13 @@ class DataService:
         finally:
             words.cancel()
             stream.exchange.close()
+
+    async def ShareMemory(self, request: data_pb2.ShareMemoryRequest, context: Any) -> data_pb2.ShareMemoryResponse:
+        hosted = self._runs.get(request.run)
+        if request.run_uid != hosted.run.uid:
+            raise RunReplaced(f"run '{request.run}' was made anew, expected the uid of the present one; get it again")
+        token, path, session = await self._runs.sharing.share(hosted, tuple(request.inputs))
+        return data_pb2.ShareMemoryResponse(socket=path, token=token, vectors=session.own)
 
     async def _next(self, context: Any, stream: "_Stream") -> Incoming[data_pb2.WorkRequest] | None:
         """The stream's next message, None at its end. A worker may pause, but not long while an update is half here."""

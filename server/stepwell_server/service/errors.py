@@ -64,6 +64,7 @@ TABLE: dict[type[Exception], tuple[str, grpc.StatusCode]] = {
     errors.MalformedRequest: ("MALFORMED_REQUEST", _BAD),
     WireError: ("MALFORMED_REQUEST", _BAD),
     DecodeError: ("MALFORMED_REQUEST", _BAD),
+    errors.SharedMemoryUnavailable: ("SHARED_MEMORY_UNAVAILABLE", _STATE),
     errors.ContractMismatch: ("CONTRACT_MISMATCH", _STATE),
 }
 

@@ -46,7 +46,7 @@ class Exchange:
     async def stage(self, message: data_pb2.Stage, datas: Sequence[Buffer]) -> None:
         """Take a piece of an update, with the data of its ranges. Raises what is wrong; the update is then gone."""
         if message.HasField("header"):
-            await self._begin(message.header)
+            await self._begin(message.header, message.shared_memory)
         if self._stored is not None:
             return
         if self._staging is None or self._hosted is None:
@@ -80,15 +80,18 @@ class Exchange:
         staging, self._staging = self._staging, None
         return await self._hosted.commit(staging)
 
-    async def select(self, selection: data_pb2.Selection) -> "Parameters":
+    async def select(self, selection: data_pb2.Selection) -> "Parameters | SharedParameters":
         """Hold the parameters that were asked for; the caller closes what it gets."""
         hosted = self._runs.get(selection.run)
         if selection.run_uid and selection.run_uid != hosted.run.uid:
             raise RunReplaced(
                 f"run '{selection.run}' was made anew, expected the uid of the present one; get it again for its layout"
             )
-        pieces = outgoing.select(hosted.run.layout, selection.parameters)
         newer_than = selection.if_newer_than if selection.HasField("if_newer_than") else None
+        if selection.shared_memory:
+            session = self._runs.sharing.find(selection.shared_memory, hosted)
+            return SharedParameters(*await session.hold(newer_than))
+        pieces = outgoing.select(hosted.run.layout, selection.parameters)
         hold, points = await hosted.hold_point(selection.point or "parameters", newer_than)
         return Parameters(self._runs.machine, hosted, hold, pieces, points)
 
@@ -103,7 +106,8 @@ class Exchange:
         else:
             placing.add_done_callback(lambda _: hosted.discard(staging))
 
-    async def _begin(self, message: data_pb2.UpdateHeader) -> None:
+    async def _begin(self, message: data_pb2.UpdateHeader, token: bytes) -> None:
+        """token: of the shared memory that holds the update, b"" if it comes in ranges."""
         self.close()
         header = decode_header(message)
         self._hosted = self._runs.get(header.identity.run)
@@ -111,12 +115,32 @@ class Exchange:
         if self._stored is not None:
             self._hosted.run.duplicates_count += 1
             return
-        self._staging = await self._hosted.stage(header)
+        if token:
+            session = self._runs.sharing.find(token, self._hosted)
+            session.let_go()
+            self._staging = await self._hosted.stage_shared(header, session.vectors)
+        else:
+            self._staging = await self._hosted.stage(header)
 
     async def _placed(self) -> None:
         if self._placing is not None:
             await self._placing
             self._placing = None
+
+
+class SharedParameters:
+    """A version that its worker reads where it lies."""
+
+    def __init__(self, version: int, vectors: list[data_pb2.SharedVector] | None) -> None:
+        """vectors: None where the run is not beyond the version that was asked about."""
+        self.header = data_pb2.ParametersHeader(version=version, unchanged=vectors is None, vectors=vectors or ())
+
+    async def messages(self, response: type[M]) -> AsyncIterator[tuple[Outgoing[M], bool]]:
+        """One message without ranges."""
+        yield Outgoing(response()), True
+
+    def close(self) -> None:
+        """The worker's session holds the version, not this."""
 
 
 class Parameters:

@@ -14,13 +14,14 @@ import numpy as np
 
 from stepwell.payload import Buffer
 from stepwell.wire import RANGE_BYTES
-from stepwell_server.core.errors import UnknownRun
+from stepwell_server.core.devices.device import Device
+from stepwell_server.core.errors import InvalidValue, UnknownRun
 from stepwell_server.core.group import Launch
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.run import Commit, GroupArrays, Hold, Run
 from stepwell_server.core.settings import Settings
 from stepwell_server.core.spec import Schedules
-from stepwell_server.core.update import Staging, UpdateHeader
+from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Membership
 
 R = TypeVar("R")
@@ -130,14 +131,67 @@ class HostedRun:
             raise
         return staging
 
+    async def stage_shared(self, header: UpdateHeader, shared: Mapping[Key, Vector]) -> Staging:
+        """Begin an update that lies whole in a worker's vectors; they are read in place if commits leave them alone."""
+        sizes = self.run.staging_sizes(header)
+        lacking = sorted({number for _, number in sizes} - {number for _, number in shared})
+        if lacking:
+            raise InvalidValue(
+                f"run '{self.run.name}': the update has inputs {header.inputs}, expected those for which memory was "
+                "shared; share memory with the same inputs"
+            )
+        borrowed = self.run.keeps_gradients and all(size.dtype == shared[key].dtype for key, size in sizes.items())
+        staging = await (self._borrow(header, {key: shared[key] for key in sizes}) if borrowed else self.stage(header))
+        try:
+            await self._machine.run_sized(
+                sum(vector.nbytes for vector in shared.values()), staging.take, self._machine.memory.device, shared
+            )
+        except BaseException:
+            self.discard(staging)
+            raise
+        return staging
+
+    async def _borrow(self, header: UpdateHeader, vectors: Mapping[Key, Vector]) -> Staging:
+        self.check_present()
+        staging = self.run.stage(header, vectors)
+        staging.borrowed = True
+        if header.hyperparameters:
+            await self._machine.run(self.run.compile, self.run.settings_with(header))
+        return staging
+
+    async def share(self) -> None:
+        """Have the parameters where other processes can map them."""
+        async with self.exclusive() as run:
+            if run.shared:
+                return
+            vectors = self._machine.memory.allocate(run.shared_sizes(), f"run '{run.name}': shared parameters")
+            held = [group.vectors[""].vector for group in run.groups]
+            try:
+                await self._machine.run(_copy_all, self._machine.memory.device, held, vectors)
+            except BaseException:
+                self._machine.memory.free(vectors)
+                raise
+            run.share(vectors)
+
+    async def hold_shared(self, if_newer_than: int | None = None) -> Hold | None:
+        """As `hold`, with all parameters in memory that can be mapped."""
+        while True:
+            async with self.exclusive() as run:
+                if if_newer_than is not None and run.version <= if_newer_than:
+                    return None
+                if run.shared:
+                    return run.hold()
+            await self.share()  # the run has gone over to another state
+
     async def place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
         """Copy admitted ranges to their places."""
         size = sum(len(data) for _, _, data, _, _ in ranges)
         await self._machine.run_sized(size, self._place, staging, ranges)
 
     def discard(self, staging: Staging) -> None:
-        """End an update that will not be committed."""
-        self._machine.memory.free(staging.vectors)
+        """End an update, committed or not."""
+        if not staging.borrowed:
+            self._machine.memory.free(staging.vectors)
 
     async def commit(self, staging: Staging) -> Answer:
         """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
@@ -293,6 +347,11 @@ class HostedRun:
                     group.copies[name] = vector
                 return vectors[len(needed) :]
             await self._machine.changed()
+
+
+def _copy_all(device: Device, sources: Sequence[Vector], targets: Sequence[Vector]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        device.copy(source, target)
 
 
 def _compute(launches: Sequence[tuple[Launch, dict[str, Vector]] | None], vectors: Sequence[Vector | None]) -> None:

@@ -26,6 +26,7 @@ from stepwell_server.core.spec import RunSpec
 from stepwell_server.core.update import GroupTransfer
 from stepwell_server.service.hosted import HostedRun, Machine
 from stepwell_server.service.limits import Limits
+from stepwell_server.service.sharing import Sharing
 from stepwell_server.storage.directory import CheckpointInfo, DataDirectory
 from stepwell_server.storage.snapshot import SnapshotInfo
 
@@ -55,10 +56,11 @@ class Claim:
 
 
 class Runs:
-    """storage: None on a server without a data directory."""
+    """storage: None on a server without a data directory. sharing: with workers of this machine."""
 
-    def __init__(self, machine: Machine, limits: Limits, storage: DataDirectory | None) -> None:
+    def __init__(self, machine: Machine, limits: Limits, storage: DataDirectory | None, sharing: Sharing) -> None:
         self.machine = machine
+        self.sharing = sharing
         self.limits = limits
         self._storage = storage
         self._runs: dict[str, HostedRun] = {}
@@ -68,7 +70,9 @@ class Runs:
         self._saving: set[asyncio.Task[bool]] = set()
         self._saved: dict[str, tuple[bytes, int, int, int, str]] = {}
         self._save_locks: dict[str, asyncio.Lock] = {}
-        machine.state_bytes = lambda: sum(hosted.run.state_bytes for hosted in self._runs.values())
+        machine.state_bytes = lambda: (
+            sum(hosted.run.state_bytes for hosted in self._runs.values()) + sharing.workers_bytes()
+        )
 
     # Finding.
 
@@ -178,6 +182,7 @@ class Runs:
         hosted = self.get(name)
         async with self._saving_of(name):
             await hosted.delete()
+            self.sharing.forget(hosted)
             del self._runs[name]
             self._saved.pop(name, None)
             if self._storage is not None:

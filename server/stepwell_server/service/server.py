@@ -25,6 +25,7 @@ from stepwell_server.service.errors import ErrorInterceptor
 from stepwell_server.service.hosted import Machine
 from stepwell_server.service.limits import Limits
 from stepwell_server.service.runs import Runs
+from stepwell_server.service.sharing import Sharing
 from stepwell_server.storage.directory import DataDirectory
 from stepwell_server.storage.kernel_cache import private_directory
 
@@ -43,7 +44,8 @@ class ServerSettings:
     address: HOST:PORT or unix:/path; port 0 lets the system choose. insecure: listen off loopback without TLS.
     snapshot_seconds: how often runs are written to data_directory, 0 for never. drain_seconds: how long a stop waits
     for calls in flight. threads: kernel threads, 0 for one per core that the process may use. device: cpu, cuda or
-    cuda:N.
+    cuda:N. shared_memory: whether workers of this machine may share memory; shared_memory_directory: where they find
+    the socket for it, None for one of the user's own.
     """
 
     address: str = "127.0.0.1:50051"
@@ -56,6 +58,8 @@ class ServerSettings:
     threads: int = 0
     kernel_cache: Path | None = None
     device: str = "cpu"
+    shared_memory: bool = True
+    shared_memory_directory: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -72,6 +76,7 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
     device = open_device(settings.device, cores, private_directory(settings.kernel_cache))
     device.check_holds(settings.limits.memory_bytes)
     machine = Machine(Memory(device, settings.limits.memory_bytes), threads)
+    sharing = Sharing(machine.memory, settings.shared_memory_directory)
     storage = None
     try:
         if settings.data_directory is not None:
@@ -81,10 +86,13 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
                 on_damaged=lambda path, error: runs.note_damage(path.parent.parent.name, path, error),
                 access=device,
             )
-        runs = Runs(machine, settings.limits, storage)
+        runs = Runs(machine, settings.limits, storage, sharing)
         await runs.restore_all()
+        if settings.shared_memory:
+            sharing.open()
         await _serve(settings, runs, on_listening)
     finally:
+        await sharing.close()
         if storage is not None:
             storage.close()
         threads.shutdown()

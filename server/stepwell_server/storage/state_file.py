@@ -220,7 +220,7 @@ def _check_tensors(tensors: Any, layout: Layout, plans: Sequence[GroupPlan]) -> 
 def _read_groups(
     tensors: Any, layout: Layout, plans: Sequence[GroupPlan], allocate: Allocate, access: Access
 ) -> list[GroupArrays]:
-    allocated = iter(allocate([(own.elements, own.dtype) for plan in plans for own in plan.layouts.values()]))
+    allocated = iter(allocate([Size(own.elements, own.dtype) for plan in plans for own in plan.layouts.values()]))
     groups = []
     for number, plan in enumerate(plans):
         vectors = {slot: next(allocated) for slot in plan.layouts}

@@ -22,6 +22,38 @@ OUTCOME_SKIPPED_NONFINITE: Outcome
 OUTCOME_DROPPED_LATE: Outcome
 OUTCOME_FOLDED: Outcome
 
+class ShareMemoryRequest(_message.Message):
+    __slots__ = ("run", "run_uid", "inputs")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RUN_UID_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    run_uid: bytes
+    inputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., inputs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ShareMemoryResponse(_message.Message):
+    __slots__ = ("socket", "token", "vectors")
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    socket: str
+    token: bytes
+    vectors: _containers.RepeatedCompositeFieldContainer[SharedVector]
+    def __init__(self, socket: _Optional[str] = ..., token: _Optional[bytes] = ..., vectors: _Optional[_Iterable[_Union[SharedVector, _Mapping]]] = ...) -> None: ...
+
+class SharedVector(_message.Message):
+    __slots__ = ("group", "input", "handle", "size_bytes")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    input: int
+    handle: int
+    size_bytes: int
+    def __init__(self, group: _Optional[int] = ..., input: _Optional[int] = ..., handle: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
 class UpdateIdentity(_message.Message):
     __slots__ = ("run", "run_uid", "generation", "worker", "epoch", "sequence", "fingerprint", "acknowledged_version")
     RUN_FIELD_NUMBER: _ClassVar[int]
@@ -78,12 +110,14 @@ class GroupHyperparameters(_message.Message):
     def __init__(self, group: _Optional[str] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("header", "ranges")
+    __slots__ = ("header", "ranges", "shared_memory")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     header: UpdateHeader
     ranges: _containers.RepeatedCompositeFieldContainer[_run_pb2.Range]
-    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ...) -> None: ...
+    shared_memory: bytes
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., shared_memory: _Optional[bytes] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("identity",)
@@ -92,18 +126,20 @@ class Commit(_message.Message):
     def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point")
+    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     IF_NEWER_THAN_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     run: str
     parameters: _containers.RepeatedScalarFieldContainer[int]
     if_newer_than: int
     run_uid: bytes
     point: str
-    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ...) -> None: ...
+    shared_memory: bytes
+    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ..., shared_memory: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("outcome", "committed_version", "loss_scale", "gradient_norms", "parameter_norms")
@@ -130,14 +166,16 @@ class Norms(_message.Message):
     def __init__(self, l1: _Optional[float] = ..., l2: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
 
 class ParametersHeader(_message.Message):
-    __slots__ = ("version", "unchanged", "data_bytes")
+    __slots__ = ("version", "unchanged", "data_bytes", "vectors")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UNCHANGED_FIELD_NUMBER: _ClassVar[int]
     DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     version: int
     unchanged: bool
     data_bytes: int
-    def __init__(self, version: _Optional[int] = ..., unchanged: bool = ..., data_bytes: _Optional[int] = ...) -> None: ...
+    vectors: _containers.RepeatedCompositeFieldContainer[SharedVector]
+    def __init__(self, version: _Optional[int] = ..., unchanged: bool = ..., data_bytes: _Optional[int] = ..., vectors: _Optional[_Iterable[_Union[SharedVector, _Mapping]]] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("stage", "commit")
@@ -188,18 +226,20 @@ class StepResponse(_message.Message):
     def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
-    __slots__ = ("exchange", "stage", "commit", "selection", "last")
+    __slots__ = ("exchange", "stage", "commit", "selection", "last", "release")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     SELECTION_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     exchange: int
     stage: Stage
     commit: Commit
     selection: Selection
     last: bool
-    def __init__(self, exchange: _Optional[int] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., selection: _Optional[_Union[Selection, _Mapping]] = ..., last: bool = ...) -> None: ...
+    release: bytes
+    def __init__(self, exchange: _Optional[int] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., selection: _Optional[_Union[Selection, _Mapping]] = ..., last: bool = ..., release: _Optional[bytes] = ...) -> None: ...
 
 class WorkResponse(_message.Message):
     __slots__ = ("exchange", "answer", "parameters", "ranges", "error", "done")

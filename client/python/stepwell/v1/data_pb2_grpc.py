@@ -56,6 +56,11 @@ class DataServiceStub(object):
                 request_serializer=stepwell_dot_v1_dot_data__pb2.WorkRequest.SerializeToString,
                 response_deserializer=stepwell_dot_v1_dot_data__pb2.WorkResponse.FromString,
                 _registered_method=True)
+        self.ShareMemory = channel.unary_unary(
+                '/stepwell.v1.DataService/ShareMemory',
+                request_serializer=stepwell_dot_v1_dot_data__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_data__pb2.ShareMemoryResponse.FromString,
+                _registered_method=True)
 
 
 class DataServiceServicer(object):
@@ -91,6 +96,17 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareMemory(self, request, context):
+        """Gives a worker on the server's own machine memory that both map, so that its updates need no ranges.
+
+        The memory has no name. Its descriptors are fetched over a Unix socket from a server of the same user: connect, send
+        the token, and for each vector its handle, 8 bytes little-endian; the answer is the vector's size in the same
+        form and, as ancillary data, its descriptor. When the connection ends, all of it is given back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +129,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.Work,
                     request_deserializer=stepwell_dot_v1_dot_data__pb2.WorkRequest.FromString,
                     response_serializer=stepwell_dot_v1_dot_data__pb2.WorkResponse.SerializeToString,
+            ),
+            'ShareMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=stepwell_dot_v1_dot_data__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_data__pb2.ShareMemoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +246,33 @@ class DataService(object):
             '/stepwell.v1.DataService/Work',
             stepwell_dot_v1_dot_data__pb2.WorkRequest.SerializeToString,
             stepwell_dot_v1_dot_data__pb2.WorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.DataService/ShareMemory',
+            stepwell_dot_v1_dot_data__pb2.ShareMemoryRequest.SerializeToString,
+            stepwell_dot_v1_dot_data__pb2.ShareMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNKNOWN_WRAPPER: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_POINT: _ClassVar[ErrorReason]
     ERROR_REASON_INPUT_REQUIRED: _ClassVar[ErrorReason]
+    ERROR_REASON_SHARED_MEMORY_UNAVAILABLE: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_CONTRACT_MISMATCH: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
@@ -97,6 +98,7 @@ ERROR_REASON_UNKNOWN_TRANSFORM: ErrorReason
 ERROR_REASON_UNKNOWN_WRAPPER: ErrorReason
 ERROR_REASON_UNKNOWN_POINT: ErrorReason
 ERROR_REASON_INPUT_REQUIRED: ErrorReason
+ERROR_REASON_SHARED_MEMORY_UNAVAILABLE: ErrorReason
 
 class Error(_message.Message):
     __slots__ = ("reason", "message", "details")

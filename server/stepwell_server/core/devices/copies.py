@@ -63,3 +63,16 @@ def finite(bits, exponent):
         if bad:
             return False
     return True
+
+
+def finite_pieces(bits, begins, ends, exponent):
+    """The same for parts of a vector, each from a begin to its end."""
+    for piece in range(len(begins)):
+        for block in range(begins[piece], ends[piece], 4096):
+            chunk = bits[block : min(block + 4096, ends[piece])]
+            bad = False
+            for i in range(len(chunk)):
+                bad |= (chunk[i] & exponent) == exponent
+            if bad:
+                return False
+    return True

@@ -26,6 +26,7 @@ from stepwell_server.core.compiler.numba_emitter import HELPERS, emit
 from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.devices import copies
 from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Bytes, HostMemory, Offsets, Vector
+from stepwell_server.core.devices.shared import SharedVectors
 from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
 
 # The exponent's bits of each type: all of them are set in a NaN and in an infinity.
@@ -118,6 +119,7 @@ class CpuDevice(HostMemory):
         self._threads = threads
         self._kernel_directory = kernel_directory
         self._kernels: dict[tuple[Program, str], Kernel] = {}
+        self.shared = SharedVectors() if SharedVectors.available() else None
         self._compile_copies()
 
     def check_holds(self, bytes_max: int) -> None:
@@ -191,6 +193,16 @@ class CpuDevice(HostMemory):
         exponent = _EXPONENTS[dtype.name]
         return bool(self._finite(packed.view(exponent.dtype), exponent))
 
+    def finite_pieces(self, vector: Vector, begins: Offsets, ends: Offsets) -> bool:
+        """Whether no element from some begin to its end is a NaN or an infinity; on all threads."""
+        exponent = _EXPONENTS[vector.dtype.name]
+        bits = vector.view(exponent.dtype)
+        found: list[bool] = []
+        pieces = Pieces(begins, ends, np.zeros(len(begins), np.int64))
+        if len(pieces):
+            self.spread(pieces, lambda part: found.append(self._finite_pieces(bits, part.begins, part.ends, exponent)))
+        return all(found)
+
     def copy(self, source: Vector, target: Vector) -> None:
         """Copy a whole vector on all threads."""
 
@@ -255,3 +267,6 @@ class CpuDevice(HostMemory):
             module.gather, numba.void(numba.uint8[::1], numba.uint8[::1], numba.int64, offsets, offsets)
         )
         self._finite = self.compile_function(module.finite, *(numba.boolean(array, word) for array, word in words))
+        self._finite_pieces = self.compile_function(
+            module.finite_pieces, *(numba.boolean(word[::1], offsets, offsets, word) for _, word in words)
+        )

@@ -91,6 +91,9 @@ class CudaDevice:
     DeviceUnavailable.
     """
 
+    # Its vectors are no memory that another process of the host could map.
+    shared = None
+
     def __init__(self, number: int = 0, kernel_directory: Path | None = None) -> None:
         if kernel_directory is not None:
             # CuPy reads it when it is imported, and has no other way to be told.
@@ -193,6 +196,9 @@ class CudaDevice:
                 f"gather_{vector.dtype.name}", vector, leaving, begin, count, packed_offsets, vector_offsets
             )
             self._bring_out(_address(leaving), packed)
+
+    def finite_pieces(self, vector: Vector, begins: Offsets, ends: Offsets) -> bool:
+        return self._host.finite_pieces(vector, begins, ends)
 
     def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element is a NaN or an infinity; on the host, where the bytes are still in the cache."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # the command line asks for DeviceUnavailable alone, and should not load the compiler for that
     from stepwell_server.core.compiler.program import Program
+    from stepwell_server.core.devices.shared import SharedVectors
     from stepwell_server.core.pieces import Pieces
 
 # A flat array in the device's memory: NumPy's on the CPU, CuPy's on a GPU.
@@ -73,6 +74,10 @@ class Device(Access, Protocol):
     def xp(self) -> Any:
         """The module of array functions for array code. Ask for it on the thread that runs the code."""
 
+    @property
+    def shared(self) -> "SharedVectors | None":
+        """Vectors that other processes can map; None where the device has no such memory."""
+
     def check_holds(self, bytes_max: int) -> None:
         """Raise DeviceUnavailable if the device has not so much memory free."""
 
@@ -104,6 +109,9 @@ class Device(Access, Protocol):
 
     def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element in host memory is a NaN or an infinity; a whole number of elements of `dtype`."""
+
+    def finite_pieces(self, vector: Vector, begins: Offsets, ends: Offsets) -> bool:
+        """Whether no element from some begin to its end, in elements, is a NaN or an infinity; in host memory."""
 
     def copy(self, source: Vector, target: Vector) -> None:
         """Copy a whole vector."""
