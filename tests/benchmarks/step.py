@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import stepwell
+from stepwell._calls import Transport
 from tests.benchmarks.contest import Baseline, Contestant, compete
 from tests.benchmarks.grpc_echo import GrpcEcho
 from tests.benchmarks.options import Floats, Options, as_bytes, as_tensors, has_torch, random_vector
@@ -15,7 +17,11 @@ from tests.benchmarks.peers import start, start_stepwell
 from tests.benchmarks.report import Table
 from tests.benchmarks.tcp_echo import TcpEcho, When
 
-_BASELINES = (Baseline("tcp", "raw TCP"), Baseline("torch-rpc", "torch rpc"))
+_BASELINES = (
+    Baseline("tcp", "raw TCP"),
+    Baseline("torch-rpc", "torch rpc"),
+    Baseline("torch-local", "local"),
+)
 _TCP: dict[When, tuple[str, str]] = {
     "arriving": ("tcp", "raw TCP echo of the same bytes, echoed as they arrive; no update"),
     "whole": ("tcp-whole", "raw TCP echo, sent back only once all has come, as a step must; no update"),
@@ -62,20 +68,46 @@ def _grpc(stack: ExitStack, grad: Floats, incoming: Floats) -> Contestant:
 
 def _stepwell(stack: ExitStack, options: Options, grad: Floats) -> Iterator[Contestant]:
     peer = stack.enter_context(start_stepwell("--max-memory", options.server_memory()))
-    client = stack.enter_context(stepwell.connect(peer.address))
-    run = stack.enter_context(client.create_run("step", as_tensors(random_vector(options.size)), optimizer="adam"))
     grads = as_tensors(grad)
+
+    def train(transport: Transport) -> stepwell.Run:
+        client = stack.enter_context(stepwell.connect(peer.address, transport=transport))
+        run = client.create_run(transport, as_tensors(random_vector(options.size)), optimizer="adam")
+        return stack.enter_context(run)
+
+    stream, shared = train("stream"), train("shared_memory")
     out = {name: np.empty_like(part) for name, part in grads.items()}
-    kept: list[object] = []
+    kept: dict[str, object] = {}
 
     def fresh() -> None:
         # A trainer drops the old parameters when it has the new ones.
-        kept[:] = [run.step(grads)]
+        kept["fresh"] = stream.step(grads)
 
-    yield Contestant("stepwell", "Stepwell: run.step(grads), Adam, finite check on", fresh)
+    yield Contestant("stepwell", "Stepwell, stream: run.step(grads), Adam, finite check on", fresh)
     yield Contestant(
-        "stepwell-out", "Stepwell: run.step(grads, out=...) into arrays kept", lambda: run.step(grads, out=out)
+        "stepwell-out",
+        "Stepwell, stream: run.step(grads, out=...) into arrays kept",
+        lambda: stream.step(grads, out=out),
     )
+
+    def copying() -> None:
+        kept["copying"] = shared.step(grads)
+
+    yield Contestant("shared", "Stepwell, shared memory: run.step(grads), ordinary arrays in and out", copying)
+    # Another run, since the one above would let go of what the views show.
+    client = stack.enter_context(stepwell.connect(peer.address, transport="shared_memory"))
+    resident = stack.enter_context(
+        client.create_run("resident", as_tensors(random_vector(options.size)), optimizer="adam")
+    )
+    own = resident.gradients()
+    for name, part in grads.items():
+        own[name][...] = part
+    views: dict[str, Any] = {"now": resident.parameters()}
+
+    def in_place() -> None:
+        views["now"] = resident.step(own, out=views["now"])
+
+    yield Contestant("resident", "Stepwell, shared memory: gradients() in, parameters() out, nothing copied", in_place)
 
 
 def _torch(stack: ExitStack, grad: Floats) -> Iterator[Contestant]:

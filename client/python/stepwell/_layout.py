@@ -43,7 +43,8 @@ class Parameter:
 
 
 class Layout:
-    """A whole layout. by_group: the parameters of each group, in the order of their offsets."""
+    """A whole layout. by_group: the parameters of each group, in the order of their offsets; trained: those without the
+    frozen ones. size_bytes: of all parameters."""
 
     def __init__(self, groups: Iterable[run_pb2.LayoutGroup], parameters: Iterable[run_pb2.LayoutParameter]) -> None:
         self.groups = tuple(
@@ -56,6 +57,11 @@ class Layout:
             by_group[parameter.group].append(parameter)
         self.by_group = tuple(tuple(sorted(members, key=lambda member: member.offset_bytes)) for members in by_group)
         self._check()
+        self.size_bytes = sum(group.packed_bytes for group in self.groups)
+        # What every step goes through, one entry a parameter, so that a step of many small ones is quick.
+        self.places = [(each.name, each.shape, each.dtype, each.group, each.offset_bytes) for each in self.parameters]
+        self.trained = [(each.name, each.shape, each.dtype, each.index) for each in self.parameters if not each.frozen]
+        self.trained_names = frozenset(name for name, *_ in self.trained)
 
     def select(self, names: Iterable[str]) -> list[Parameter]:
         """The parameters of these names, in this order; raises UnknownParameter."""

@@ -78,21 +78,33 @@ class Gradients:
         self.inputs = {name: _check_input(layout, arrays, f"{what}: {name}") for name, arrays in (inputs or {}).items()}
         self.without_gradient: list[int] = []
         self.arrays: dict[int, np.ndarray[Any, Any]] = {}
-        _check_names(layout, grads, what)
-        for parameter in layout.parameters:
-            if parameter.frozen:
-                continue
-            gradient = grads[parameter.name]
+        if grads.keys() != layout.trained_names:
+            _check_names(layout, grads, what)
+        # Whether nothing is missing or of another type: then arrays follow one another as they lie in the layout.
+        self._whole = not self.inputs
+        for name, shape, dtype, index in layout.trained:
+            gradient = grads[name]
             if gradient is None:
-                self.without_gradient.append(parameter.index)
-            else:
-                self.arrays[parameter.index] = _check_array(parameter, gradient, what)
-        self.data_bytes = sum(
-            array.nbytes for arrays in (self.arrays, *self.inputs.values()) for array in arrays.values()
+                self.without_gradient.append(index)
+                self._whole = False
+                continue
+            if not (
+                type(gradient) is np.ndarray
+                and gradient.dtype is dtype
+                and gradient.shape == shape
+                and gradient.flags.c_contiguous
+            ):
+                gradient = _check_array(layout.parameters[index], gradient, what)
+                self._whole &= gradient.dtype == dtype
+            self.arrays[index] = gradient
+        self.data_bytes = sum([array.nbytes for array in self.arrays.values()]) + sum(
+            array.nbytes for arrays in self.inputs.values() for array in arrays.values()
         )
 
     def messages(self) -> Iterator[list[Piece]]:
         """The ranges, grouped into messages of at most RANGE_BYTES; at least one message, perhaps empty."""
+        if self._whole and self.data_bytes + RANGE_OVERHEAD_BYTES * len(self._layout.groups) <= RANGE_BYTES:
+            return iter([self._one_message()])
         first = pack(self._parts(self.arrays))
         if not self.inputs:
             return first
@@ -102,6 +114,15 @@ class Gradients:
             for message in pack(self._parts(arrays))
         )
         return chain(first, rest)
+
+    def _one_message(self) -> list[Piece]:
+        """A whole small update: a range for each group."""
+        arrays = self.arrays
+        return [
+            Piece(number, 0, [arrays[parameter.index] for parameter in members if parameter.size_bytes])
+            for number, (group, members) in enumerate(zip(self._layout.groups, self._layout.by_group, strict=True))
+            if group.packed_bytes and not group.frozen
+        ]
 
     def _parts(self, arrays: Mapping[int, np.ndarray[Any, Any]]) -> Iterator[Part]:
         for group, members in enumerate(self._layout.by_group):

@@ -130,7 +130,11 @@ class Received:
         self._shared = False
         if self._out is not None:
             check_out(parameters, self._out)
-        self.size_bytes = sum(parameter.size_bytes for parameter in parameters)
+        # All of them, in the layout's own order: what nearly every step asks for.
+        self._everything = parameters is layout.parameters
+        self.size_bytes = (
+            layout.size_bytes if self._everything else sum(parameter.size_bytes for parameter in parameters)
+        )
         self._destination: Destination | None = None
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
 
@@ -179,11 +183,20 @@ class Received:
         if self._destination is None:
             raise Internal("got no parameters, expected them; report this")
         self._destination.check_full()
-        arrays = {parameter.name: self._arrays[parameter.name] for parameter in self._parameters}
+        arrays = self._arrays
+        if not self._everything or self._out is not None:
+            arrays = {parameter.name: self._arrays[parameter.name] for parameter in self._parameters}
         return Views(arrays, own=True) if self._as_views else arrays
 
     def _allocate(self) -> list[tuple[int, int, Bytes]]:
         """One buffer per group, in which the wanted parameters follow one another; neighbours make one segment."""
+        if self._everything:
+            buffers = [self._pool.take(group.packed_bytes) for group in self._layout.groups]
+            self._arrays = {
+                name: np.ndarray(shape, dtype, buffers[group], offset)
+                for name, shape, dtype, group, offset in self._layout.places
+            }
+            return [(group, 0, buffer) for group, buffer in enumerate(buffers)]
         wanted: list[list[Parameter]] = [[] for _ in self._layout.groups]
         for parameter in self._parameters:
             wanted[parameter.group].append(parameter)

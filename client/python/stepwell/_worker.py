@@ -172,8 +172,8 @@ class Worker:
                 return
             self._stop_sharing()
         required = self._settings.transport == "shared_memory"
-        size_bytes = sum(parameter.size_bytes for parameter in self.layout.parameters)
-        if not required and not (self._may_share and self._settings.local and size_bytes >= SHARED_BYTES_MIN):
+        large = self.layout.size_bytes >= SHARED_BYTES_MIN
+        if not required and not (large and self._may_share and self._settings.local):
             return
         self._may_share = False
         request = data_pb2.ShareMemoryRequest(run=self.run, run_uid=self.uid, inputs=inputs)

@@ -9,6 +9,7 @@ where `name`, `clock` and `schedules` are reserved and every other key is an arg
 raises WireError; what a name or a number means (NaN, ranges) is checked by the server alone, in one place.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
@@ -204,7 +205,8 @@ def name_of(names: Mapping[E, str], code: E, what: str) -> str:
 @lru_cache
 def _dtype(name: str) -> np.dtype[Any]:
     if name != "bfloat16":
-        return np.dtype(name).newbyteorder("<")
+        # The type that arrays have here is one object, which `is` finds.
+        return np.dtype(name) if sys.byteorder == "little" else np.dtype(name).newbyteorder("<")
     try:
         import ml_dtypes  # noqa: PLC0415  # only callers with such parameters need it
     except ImportError:
