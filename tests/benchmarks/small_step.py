@@ -26,16 +26,21 @@ def benchmark(options: Options) -> Table:
         peer = stack.enter_context(start("grpc_echo"))
         echo = stack.enter_context(closing(GrpcEcho(peer.address, as_bytes(grad), as_bytes(incoming))))
         server = stack.enter_context(start_stepwell())
-        client = stack.enter_context(stepwell.connect(server.address))
+        client = stack.enter_context(stepwell.connect(server.address, transport="stream"))
+        sharing = stack.enter_context(stepwell.connect(server.address, transport="shared_memory"))
         grads = as_tensors(grad, TENSORS)
+        shared = stack.enter_context(sharing.create_run("shared", grads, optimizer="adam"))
         run = stack.enter_context(client.create_run("small", grads, optimizer="adam"))
         tiny = stack.enter_context(client.create_run("tiny", {"w": grad[:1]}, optimizer="adam"))
         one = {"w": grad[:1]}
         contestants = [
             Contestant("unary", "bare unary gRPC call that echoes the same bytes; no update", echo.call),
             Contestant("stream", "bare gRPC stream, kept open, that echoes the same bytes; no update", echo.exchange),
-            Contestant("stepwell", f"Stepwell: run.step(grads), Adam, {TENSORS} tensors", lambda: run.step(grads)),
-            Contestant("stepwell-one", "Stepwell: run.step(grads) of a single number", lambda: tiny.step(one)),
+            Contestant(
+                "stepwell", f"Stepwell, stream: run.step(grads), Adam, {TENSORS} tensors", lambda: run.step(grads)
+            ),
+            Contestant("stepwell-shared", "Stepwell, shared memory: the same", lambda: shared.step(grads)),
+            Contestant("stepwell-one", "Stepwell, stream: step(grads) of a single number", lambda: tiny.step(one)),
         ]
         return compete(
             f"One step of a small model over loopback: {TENSORS} tensors, {SIZE_BYTES / 1e3:.0f} KB each way",

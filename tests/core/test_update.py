@@ -93,7 +93,9 @@ def staging(device, check_finite=True, spec=SPEC, **header):
     layout = spec.layout()
     settings = spec.settings(layout)
     made = UpdateHeader(IDENTITY, **header)
-    vectors = {key: device.allocate(*size) for key, size in Staging.sizes(layout, settings, made).items()}
+    vectors = {
+        key: device.allocate(size.elements, size.dtype) for key, size in Staging.sizes(layout, settings, made).items()
+    }
     return Staging("r", made, layout, settings, vectors, check_finite)
 
 

@@ -62,6 +62,10 @@ class Layout:
         self.places = [(each.name, each.shape, each.dtype, each.group, each.offset_bytes) for each in self.parameters]
         self.trained = [(each.name, each.shape, each.dtype, each.index) for each in self.parameters if not each.frozen]
         self.trained_names = frozenset(name for name, *_ in self.trained)
+        # Of each group, whether its flat vector has no padding between parameters.
+        self.dense = [
+            all(each.vector_offset_bytes == each.offset_bytes for each in members) for members in self.by_group
+        ]
 
     def select(self, names: Iterable[str]) -> list[Parameter]:
         """The parameters of these names, in this order; raises UnknownParameter."""

@@ -64,6 +64,7 @@ class Gradients:
     """The checked gradients of one update, and its further inputs.
 
     arrays: C-contiguous and little-endian, by index of the parameter; without_gradient: the indices of the others.
+    whole: whether nothing is missing or of another type, and there are no inputs.
     inputs: the same for each further input, by its name.
     """
 
@@ -80,13 +81,12 @@ class Gradients:
         self.arrays: dict[int, np.ndarray[Any, Any]] = {}
         if grads.keys() != layout.trained_names:
             _check_names(layout, grads, what)
-        # Whether nothing is missing or of another type: then arrays follow one another as they lie in the layout.
-        self._whole = not self.inputs
+        self.whole = not self.inputs
         for name, shape, dtype, index in layout.trained:
             gradient = grads[name]
             if gradient is None:
                 self.without_gradient.append(index)
-                self._whole = False
+                self.whole = False
                 continue
             if not (
                 type(gradient) is np.ndarray
@@ -95,7 +95,7 @@ class Gradients:
                 and gradient.flags.c_contiguous
             ):
                 gradient = _check_array(layout.parameters[index], gradient, what)
-                self._whole &= gradient.dtype == dtype
+                self.whole &= gradient.dtype == dtype
             self.arrays[index] = gradient
         self.data_bytes = sum([array.nbytes for array in self.arrays.values()]) + sum(
             array.nbytes for arrays in self.inputs.values() for array in arrays.values()
@@ -103,7 +103,7 @@ class Gradients:
 
     def messages(self) -> Iterator[list[Piece]]:
         """The ranges, grouped into messages of at most RANGE_BYTES; at least one message, perhaps empty."""
-        if self._whole and self.data_bytes + RANGE_OVERHEAD_BYTES * len(self._layout.groups) <= RANGE_BYTES:
+        if self.whole and self.data_bytes + RANGE_OVERHEAD_BYTES * len(self._layout.groups) <= RANGE_BYTES:
             return iter([self._one_message()])
         first = pack(self._parts(self.arrays))
         if not self.inputs:

@@ -94,6 +94,13 @@ class Destination:
             taken += size
             at += 1
 
+    def fill(self, groups: Sequence[memoryview]) -> None:
+        """Copy the beginning of each group's bytes to the one segment that the group has."""
+        for targets, source in zip(self._targets, groups, strict=True):
+            for target in targets:
+                target[:] = source[: target.nbytes]
+        self.filled_bytes = self.size_bytes
+
     def check_full(self) -> None:
         """Raise Internal unless every byte has come; ranges do not overlap, so counting is enough."""
         if self.filled_bytes != self.size_bytes:
@@ -147,15 +154,19 @@ class Received:
         """Whether parameters in shared memory are to be copied from there."""
         return not self._as_views
 
-    def take(self, views: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take parameters that lie in shared memory."""
+    def take(self, views: Mapping[int, np.ndarray[Any, Any]], flat: Mapping[int, memoryview]) -> None:
+        """Take parameters that lie in shared memory. views: by index; flat: the vectors that they lie in, by group."""
         if self._as_views:
-            self._arrays, self._shared = dict(views), True
+            self._arrays = {parameter.name: views[parameter.index] for parameter in self._parameters}
+            self._shared = True
             return
         self.begin()
         assert self._destination is not None
+        if self._everything and self._out is None and all(self._layout.dense):
+            self._destination.fill([flat[group] for group in range(len(self._layout.groups))])
+            return
         for parameter in self._parameters:
-            np.copyto(self._arrays[parameter.name], views[parameter.name])
+            np.copyto(self._arrays[parameter.name], views[parameter.index])
         self._destination.filled_bytes = self._destination.size_bytes
 
     def begin(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from stepwell._layout import Layout
+from stepwell._packing import Gradients
 from stepwell.errors import SharedMemoryUnavailable
 from stepwell.v1 import data_pb2
 
@@ -20,7 +21,10 @@ SHARED_BYTES_MIN: Final = 256 << 10
 """Below this size a stream alone is as fast."""
 
 _SECONDS_MAX: Final = 5.0
+# How many versions stay mapped: each worker of the run may hold one, and they take turns in the same few vectors.
 _MAPPED_MAX: Final = 64
+_JOINED_BYTES_MAX: Final = 1 << 20
+_COMPARED_BYTES_MIN: Final = 64 << 10
 _HANDLE: Final = struct.Struct("<Q")
 _PEER: Final = struct.Struct("3i")  # pid, uid, gid
 
@@ -37,7 +41,7 @@ class SharedMemory:
         self.token = response.token
         self.inputs = tuple(inputs)
         self._layout = layout
-        self._mapped: OrderedDict[int, mmap.mmap | bytes] = OrderedDict()
+        self._mapped: OrderedDict[tuple[int, ...], _Vectors] = OrderedDict()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(_SECONDS_MAX)
@@ -48,50 +52,65 @@ class SharedMemory:
                     f"the server's socket belongs to user {uid}, expected {os.geteuid()}; run both as one user"
                 )
             self._socket.sendall(self.token)
-            # By the number of the input, 0 for gradients; by the parameter's index.
-            self._own: list[dict[int, np.ndarray[Any, Any]]] = [{} for _ in range(len(inputs) + 1)]
+            # By the number of the input, 0 for gradients.
+            self._own = [_Vectors() for _ in range(len(inputs) + 1)]
             for vector in response.vectors:
-                memory = self._map(vector, mmap.PROT_READ | mmap.PROT_WRITE)
-                self._own[vector.input].update(_views(layout, vector.group, memory))
+                memory = self._fetch(vector, mmap.PROT_READ | mmap.PROT_WRITE)
+                self._own[vector.input].add(layout, vector.group, memory)
         except BaseException:
             self._socket.close()
             raise
 
     def gradients(self) -> Arrays:
-        """The views to write gradients to, by name."""
-        return {self._layout.parameters[index].name: view for index, view in self._own[0].items()}
+        """The views to write gradients to, by name; always the same objects."""
+        return {self._layout.parameters[index].name: view for index, view in self._own[0].views.items()}
 
-    def fill(self, arrays: Iterable[Mapping[int, np.ndarray[Any, Any]]]) -> None:
+    def fill(self, gradients: Gradients) -> None:
         """Copy gradients and inputs to their places, but for those that are there already."""
-        for views, given in zip(self._own, arrays, strict=False):
-            for index, array in given.items():
-                view = views[index]
-                if array is not view and not (_address(array) == _address(view) and array.dtype == view.dtype):
+        if gradients.whole and gradients.data_bytes <= _JOINED_BYTES_MAX and self._fill_joined(gradients.arrays):
+            return
+        for own, arrays in zip(self._own, (gradients.arrays, *gradients.inputs.values()), strict=False):
+            for index, array in arrays.items():
+                view = own.views[index]
+                if array is not view and not _same_memory(array, view):
                     np.copyto(view, array)
 
-    def parameters(self, vectors: Iterable[data_pb2.SharedVector]) -> Arrays:
-        """Read-only views of all parameters in the vectors that an answer named. Raises OSError, ..., as `__init__`."""
-        found: dict[int, np.ndarray[Any, Any]] = {}
-        for vector in vectors:
-            found |= _views(self._layout, vector.group, self._map(vector, mmap.PROT_READ))
-        return {parameter.name: found[parameter.index] for parameter in self._layout.parameters}
+    def parameters(self, vectors: Iterable[data_pb2.SharedVector]) -> "_Vectors":
+        """All parameters in the vectors that an answer named, read-only. Raises OSError and SharedMemoryUnavailable."""
+        vectors = list(vectors)
+        key = tuple(vector.handle for vector in vectors)
+        found = self._mapped.get(key)
+        if found is None:
+            found = _Vectors()
+            for vector in vectors:
+                found.add(self._layout, vector.group, self._fetch(vector, mmap.PROT_READ))
+            self._mapped[key] = found
+            if len(self._mapped) > _MAPPED_MAX:
+                self._mapped.popitem(last=False)
+        self._mapped.move_to_end(key)
+        return found
+
+    def _fill_joined(self, arrays: Mapping[int, np.ndarray[Any, Any]]) -> bool:
+        """Copy many small arrays in one go; False where a group has padding between them."""
+        own = self._own[0]
+        if not all(self._layout.dense[group] for group in own.flat):
+            return False
+        for group, flat in own.flat.items():
+            parts: list[Any] = [arrays[parameter.index] for parameter in self._layout.by_group[group]]
+            if parts and parts[0] is own.views[self._layout.by_group[group][0].index]:
+                return False  # these are the views themselves
+            joined = b"".join(parts)
+            flat[: len(joined)] = joined
+        return True
 
     def close(self) -> None:
         """Give it back. In a forked child: only this process's end."""
         self._socket.close()
 
-    def _map(self, vector: data_pb2.SharedVector, protection: int) -> mmap.mmap | bytes:
-        """The memory of a vector, mapped once."""
-        memory = self._mapped.get(vector.handle)
-        if memory is None:
-            memory = self._fetch(vector, protection) if vector.size_bytes else b""
-            self._mapped[vector.handle] = memory
-            if len(self._mapped) > _MAPPED_MAX:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(vector.handle)
-        return memory
-
-    def _fetch(self, vector: data_pb2.SharedVector, protection: int) -> mmap.mmap:
+    def _fetch(self, vector: data_pb2.SharedVector, protection: int) -> mmap.mmap | bytes:
+        """Map a vector."""
+        if not vector.size_bytes:
+            return b""
         self._socket.sendall(_HANDLE.pack(vector.handle))
         answer, descriptors = b"", []
         while len(answer) < _HANDLE.size:
@@ -109,15 +128,27 @@ class SharedMemory:
                 os.close(descriptor)
 
 
-def _views(layout: Layout, group: int, memory: mmap.mmap | bytes) -> dict[int, np.ndarray[Any, Any]]:
-    return {
-        parameter.index: np.ndarray(parameter.shape, parameter.dtype, memory, parameter.vector_offset_bytes)
-        if parameter.size_bytes
-        else np.empty(parameter.shape, parameter.dtype)
-        for parameter in layout.by_group[group]
-    }
+class _Vectors:
+    """Flat vectors, and views of the parameters in them. views: by the parameter's index; flat: bytes by group."""
+
+    def __init__(self) -> None:
+        self.views: dict[int, np.ndarray[Any, Any]] = {}
+        self.flat: dict[int, memoryview] = {}
+
+    def add(self, layout: Layout, group: int, memory: mmap.mmap | bytes) -> None:
+        self.flat[group] = memoryview(memory)
+        for parameter in layout.by_group[group]:
+            self.views[parameter.index] = (
+                np.ndarray(parameter.shape, parameter.dtype, memory, parameter.vector_offset_bytes)
+                if parameter.size_bytes
+                else np.empty(parameter.shape, parameter.dtype)
+            )
 
 
-def _address(array: np.ndarray[Any, Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+def _same_memory(array: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> bool:
+    """Whether a large array lies where the view does, perhaps through another library. Small ones are copied."""
+    if array.nbytes < _COMPARED_BYTES_MIN or array.dtype != view.dtype:
+        return False
+    ours: int = view.__array_interface__["data"][0]
+    theirs: int = array.__array_interface__["data"][0]
+    return ours == theirs

@@ -107,7 +107,7 @@ class Worker:
         exchange = Exchange(Update(header, gradients), selection, received, self._token)
         if self.shared is not None:
             shared = self.shared
-            yield Do(lambda: shared.fill((gradients.arrays, *gradients.inputs.values())))
+            yield Do(lambda: shared.fill(gradients))
         try:
             yield from self._carry_out(exchange, patience)
         except RunRewound as rewound:
@@ -289,7 +289,12 @@ class Worker:
         assert shared is not None
         assert received is not None
         vectors = exchange.vectors
-        yield Do(lambda: received.take(shared.parameters(vectors)))
+
+        def take() -> None:
+            found = shared.parameters(vectors)
+            received.take(found.views, found.flat)
+
+        yield Do(take)
         if received.copies:
             yield Send(stream, payload.Outgoing(data_pb2.WorkRequest(release=shared.token)), patience.seconds())
 

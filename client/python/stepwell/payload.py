@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from stepwell.v1 import data_pb2, run_pb2
 
 M = TypeVar("M", bound=Message)
-Buffer = Any  # what has C-contiguous memory: bytes, memoryview, NumPy array
+Buffer = Any  # what has C-contiguous memory and `nbytes`: a memoryview of bytes, a NumPy array
 
 TAKEN_APART_BYTES_MIN: Final = 16 << 10
 """Below this size protobuf alone is faster."""
@@ -35,7 +35,7 @@ class Outgoing(Generic[M]):
 
     @property
     def data_bytes(self) -> int:
-        return sum(_size(part) for _, parts in self.ranges for part in parts)
+        return sum(part.nbytes for _, parts in self.ranges for part in parts)
 
 
 @dataclass(slots=True)
@@ -63,14 +63,19 @@ class Payload(Generic[M]):
     def encode(self, outgoing: Outgoing[M]) -> bytes:
         """The serialised message. Submessages on the way to the ranges come once more: parsers merge the two."""
         parts: list[Buffer] = []
+        total = 0
         for piece, data in outgoing.ranges:
             head = piece.SerializeToString()
-            size = sum(map(_size, data))
-            before = b"".join((head, _DATA_TAG, _varint(size)))
-            parts += (self._range_tag, _varint(len(before) + size), before, *data)
+            size = sum([part.nbytes for part in data])
+            head += _DATA_TAG + _varint(size)
+            head = self._range_tag + _varint(len(head) + size) + head
+            parts += (head, *data)
+            total += len(head) + size
         if parts:
             for tag in reversed(self._outer_tags):
-                parts[:0] = (tag, _varint(sum(map(_size, parts))))
+                before = tag + _varint(total)
+                parts.insert(0, before)
+                total += len(before)
         return b"".join((outgoing.message.SerializeToString(), *parts))
 
     def decode(self, serialized: bytes) -> Incoming[M]:
@@ -155,10 +160,6 @@ def _varint(number: int) -> bytes:
 
 
 _DATA_TAG: Final = _varint(_DATA << 3 | _BYTES)
-
-
-def _size(buffer: Buffer) -> int:
-    return len(buffer) if isinstance(buffer, bytes) else buffer.nbytes
 
 
 PUSH_REQUEST: Final = Payload(data_pb2.PushRequest, "stage", "ranges")

@@ -15,7 +15,7 @@ from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Device
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Size, Vector
-from stepwell_server.core.pieces import Pieces
+from stepwell_server.core.pieces import Pieces, whole
 from stepwell_server.core.settings import Moment, Settings
 
 Scalars = dict[str, NDArray[np.float64]]
@@ -122,6 +122,8 @@ class Launch:
 
     def _make_pieces(self, exact: bool) -> Pieces:
         """Each row's elements; exact leaves padding out, which reductions and rules of single tensors must not see."""
+        if not exact and self.covers_all and self.layout.elements:
+            return whole(self.layout.elements)
         begins, sizes = self.layout.begins, self.layout.sizes
         if exact:
             counts = [row.after - row.first for row in self.rows]
@@ -155,8 +157,8 @@ def reduce_together(launches: Sequence[tuple[Launch, Mapping[str, Vector]]], sco
         if scope == "group":
             joined = np.concatenate(found)
             parts = [joined[:, column] for column in range(len(kinds))]
-            whole = np.array([[_join(kind, part) for kind, part in zip(kinds, parts, strict=True)]])
-            found = [np.repeat(whole, len(launch.rows), axis=0) for launch, _ in launches]
+            all_rows = np.array([[_join(kind, part) for kind, part in zip(kinds, parts, strict=True)]])
+            found = [np.repeat(all_rows, len(launch.rows), axis=0) for launch, _ in launches]
         for (launch, _), values in zip(launches, found, strict=True):
             for row, numbers in zip(launch.rows, values.tolist(), strict=True):
                 rooted = (math.sqrt(n) if kind == "norm" else n for kind, n in zip(kinds, numbers, strict=True))
@@ -390,6 +392,9 @@ def _rows(
     layout: LayoutGroup,
 ) -> Iterator[Row]:
     """The longest runs of neighbours that have a gradient and share step and scalars; single: one parameter each."""
+    if not single and not scalars and present is None and (steps == steps[0]).all():
+        yield Row(0, len(steps), int(steps[0]), ())  # what nearly every commit is
+        return
     stacked = np.stack(scalars) if scalars else np.empty((0, len(steps)))
     if single:
         cuts = list(range(len(steps) + 1))

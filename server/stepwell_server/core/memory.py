@@ -86,22 +86,26 @@ class Memory:
 
     def try_allocate(self, sizes: Sequence[Size]) -> list[Vector] | None:
         """All the vectors, or None if the budget does not hold them now."""
+        if not sizes:
+            return []
         private = [size for size in sizes if not size.owner]
-        needed = sum(size.size_bytes for size in private)
-        needed += sum(
-            owned.size.size_bytes * max(0, owned.taken + count - max(owned.quota, owned.taken))
-            for owned, count in (
-                (self._owned.get(size) or _Owned(size), count) for size, count in Counter(sizes).items() if size.owner
-            )
-        )
-        if self._taken_bytes() + needed > self.bytes_max:
+        needed = sum([size.size_bytes for size in private])
+        if len(private) < len(sizes):
+            owned = Counter(size for size in sizes if size.owner)
+            needed += sum(self._beyond_quota(size, count) * size.size_bytes for size, count in owned.items())
+        taken = self._taken_bytes()
+        if taken + needed > self.bytes_max:
             return None
-        if self.used_bytes + needed - self._reusable_bytes(private) > self.bytes_max:
+        kept = self._kept_bytes()
+        if (
+            taken + kept + needed > self.bytes_max
+            and taken + kept + needed - self._reusable_bytes(private) > self.bytes_max
+        ):
             self._kept.clear()
         return [self._take(size) for size in sizes]
 
     def free(self, vectors: Sequence[Vector]) -> None:
-        """Give vectors back; nobody of this process may look at them any more."""
+        """Give vectors back, if only a hold; nobody of this process may look at them any more."""
         for vector in vectors:
             size = self._size_of(vector)
             if size.owner:
@@ -137,6 +141,11 @@ class Memory:
         """Give the kept vectors back to the system, when a run of their size is gone."""
         self._kept.clear()
 
+    def _beyond_quota(self, size: Size, count: int) -> int:
+        """How many of so many more vectors an owner's quota does not cover."""
+        owned = self._owned.get(size)
+        return count if owned is None else max(0, owned.taken + count - max(owned.quota, owned.taken))
+
     def _take(self, size: Size) -> Vector:
         if size.owner:
             assert self.device.shared is not None, "only memory that can be shared has an owner"
@@ -161,7 +170,7 @@ class Memory:
         return size in self._owned and self._owned[size].taken < self._owned[size].quota
 
     def _taken_bytes(self) -> int:
-        return self._private_bytes + sum(owned.used_bytes for owned in self._owned.values())
+        return self._private_bytes + sum([owned.used_bytes for owned in self._owned.values()])
 
     def _reusable_bytes(self, sizes: Sequence[Size]) -> int:
         return sum(
@@ -170,7 +179,7 @@ class Memory:
         )
 
     def _kept_bytes(self) -> int:
-        return sum(Size(len(vector), vector.dtype).size_bytes for kept in self._kept.values() for vector in kept)
+        return sum([vector.nbytes + ALIGNMENT_BYTES for kept in self._kept.values() for vector in kept])
 
     def _refusal(self, sizes: Sequence[Size], purpose: str) -> MemoryExhausted:
         needed = sum(size.size_bytes for size in sizes)

@@ -72,19 +72,6 @@ class Commit:
         """What array code takes beside the vectors while it works; reserved, so that it cannot fail for want of it."""
         return [size for group in self.groups for size in group.scratch()]
 
-    @property
-    def size_bytes(self) -> int:
-        """Of the gradients."""
-        return sum(group.inputs["grad"].nbytes for group in self.groups)
-
-    @property
-    def small(self) -> bool:
-        """Whether there is one pass over the elements and nothing else."""
-        plain = not self.transforms and not self.report_norms
-        return plain and all(
-            len(group.launch.program.stages) == 1 and group.settings.array_program is None for group in self.groups
-        )
-
     def ready(self, memory: Memory) -> None:
         """Transforms, reductions, coefficients: everything that can fail; safe on any thread. Raises InvalidValue."""
         device = memory.device
@@ -373,6 +360,18 @@ class Run:
         """Whether the parameters are where other processes can map them."""
         shared = self.memory.device.shared
         return shared is not None and all(shared.owner(group.vectors[""].vector) for group in self.groups)
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether a commit is one pass over the elements and nothing else."""
+        return (
+            not self.spec.parsed_transforms
+            and not self.spec.report_norms
+            and all(
+                chosen is None or (chosen.array_program is None and len(chosen.program.stages) == 1)
+                for chosen in (group.settings for group in self.groups)
+            )
+        )
 
     @property
     def keeps_gradients(self) -> bool:

@@ -124,9 +124,16 @@ class Settings:
     def program_with(self, inputs: Iterable[str]) -> Program:
         """The program for an update that carries these inputs."""
         base = ADOPT if self.definition.arrays else self.definition
-        optional = frozenset(inputs) & base.inputs.keys()
-        live = frozenset(self.schedules)
-        return specialise(base, self.values_of(self.own), live, optional, [each.definition for each in self.wrappers])
+        optional = frozenset(inputs).intersection(base.inputs)
+        if optional not in self._programs:
+            values, wrappers = self.values_of(self.own), [each.definition for each in self.wrappers]
+            self._programs[optional] = specialise(base, values, frozenset(self.schedules), optional, wrappers)
+        return self._programs[optional]
+
+    @cached_property
+    def _programs(self) -> dict[frozenset[str], Program]:
+        """By the optional inputs: every commit asks for one."""
+        return {}
 
     def values_of(self, own: Mapping[str, Value]) -> dict[str, Value]:
         """Hyperparameters and the wrappers' arguments by the names that programs know."""

@@ -42,7 +42,8 @@ class Machine:
         self.memory = memory
         self._threads = threads
         self._turns: list[asyncio.Future[None]] = []
-        self._freed = asyncio.Event()
+        # Set when memory is free; None while nobody waits for it.
+        self._freed: asyncio.Event | None = None
         memory.on_free = self._wake
         # What the states of all runs take, beside which everything else must fit.
         self.state_bytes: Callable[[], int] = lambda: 0
@@ -70,6 +71,8 @@ class Machine:
 
         Raises MemoryExhausted if they could not be had even with nothing else in the way but the states of the runs.
         """
+        if not self._turns and (vectors := self.memory.try_allocate(sizes)) is not None:
+            return vectors
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns.append(turn)
         try:
@@ -84,12 +87,13 @@ class Machine:
 
     async def changed(self) -> None:
         """Wait until memory was freed or a reader let go."""
-        event = self._freed
-        await event.wait()
+        self._freed = self._freed or asyncio.Event()
+        await self._freed.wait()
 
     def _wake(self) -> None:
-        self._freed.set()
-        self._freed = asyncio.Event()
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
 
 class HostedRun:
@@ -195,6 +199,9 @@ class HostedRun:
 
     async def commit(self, staging: Staging) -> Answer:
         """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
+        if not self._lock.locked() and self._is_quick(staging):
+            # Nothing of it waits once something is written, so the caller cannot go away in between.
+            return await self._commit(staging)
         committing = asyncio.create_task(self._commit(staging))
         # If nobody waits any more, nobody else would look at how it ended.
         committing.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -212,6 +219,9 @@ class HostedRun:
 
         The vectors are the caller's to free.
         """
+        if of == "parameters":
+            plain = await self.hold(if_newer_than)
+            return plain, [None] * len(self.run.groups)
         async with self.exclusive() as run:
             run.check_point(of)
             if if_newer_than is not None and run.version <= if_newer_than:
@@ -310,17 +320,21 @@ class HostedRun:
                     return planned
                 scratch = await self._make_copies(planned)
                 try:
-                    await self._make(planned)
+                    await self._make(planned, staging)
                 finally:
                     self._machine.memory.free(scratch)
                 return run.finish(planned)
         finally:
             self.discard(staging)
 
-    async def _make(self, commit: Commit) -> None:
+    def _is_quick(self, staging: Staging) -> bool:
+        """Whether a commit is made sooner on the loop than it is handed to a thread."""
+        return self.run.single_pass and sum([vector.nbytes for vector in staging.vectors]) <= _COMMIT_INLINE_BYTES_MAX
+
+    async def _make(self, commit: Commit, staging: Staging) -> None:
         """Everything that can fail, then the kernels."""
         memory = self._machine.memory
-        here = commit.small and commit.size_bytes <= _COMMIT_INLINE_BYTES_MAX
+        here = self._is_quick(staging)
         try:
             if here:
                 commit.ready(memory)

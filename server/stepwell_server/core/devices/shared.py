@@ -49,23 +49,24 @@ class SharedVectors:
             os.close(descriptor)
             raise
         vector = np.frombuffer(memory, dtype, elements)
-        address = vector.ctypes.data
+        address = _address(vector)
         self._open[address] = _Shared(descriptor, owner, next(self._numbers))
-        weakref.finalize(memory, self._close, address).atexit = False
+        # Of the vector, not of its memory: that may be unmapped, and its address given out again, before it is told of.
+        weakref.finalize(vector, self._close, address).atexit = False
         return vector
 
     def owner(self, vector: Vector) -> str:
         """As given to `allocate`; "" for a vector that is not shared."""
-        found = self._open.get(vector.ctypes.data)
+        found = self._open.get(_address(vector))
         return found.owner if found else ""
 
     def number(self, vector: Vector) -> int:
         """What tells the vector from all others that there ever were."""
-        return self._open[vector.ctypes.data].number
+        return self._open[_address(vector)].number
 
     def descriptor(self, vector: Vector, *, writable: bool) -> int:
         """What another process maps the vector by; stays this process's own. writable: whether the other may write."""
-        descriptor = self._open[vector.ctypes.data].descriptor
+        descriptor = self._open[_address(vector)].descriptor
         seals = fcntl.F_SEAL_SEAL if writable else _F_SEAL_FUTURE_WRITE
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL == 0:
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
@@ -73,3 +74,8 @@ class SharedVectors:
 
     def _close(self, address: int) -> None:
         os.close(self._open.pop(address).descriptor)
+
+
+def _address(vector: Vector) -> int:
+    address: int = vector.__array_interface__["data"][0]  # a third of the time that vector.ctypes takes
+    return address
