@@ -1,19 +1,46 @@
 """The client that blocks."""
 
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from stepwell._blocking import BlockingConnection
-from stepwell._calls import Transport
+from stepwell._calls import Settings, Transport
 from stepwell._client import ClientOperations, make_settings
-from stepwell._operation import Blocking
+from stepwell._operation import Blocking, Connection
+from stepwell._outstanding import Threaded
 from stepwell._progress import Progress
-from stepwell._run import RunOperations
+from stepwell._receiving import BufferPool
+from stepwell._run import Arrays, RunOperations
 from stepwell.v1 import run_pb2
 
 
 class Run(RunOperations, Blocking):
     __doc__ = RunOperations.__doc__
+
+    def __init__(
+        self, connection: Connection, settings: Settings, pool: BufferPool, run: run_pb2.Run, *, created: bool
+    ) -> None:
+        super().__init__(connection, settings, pool, run, created=created)
+        self._outstanding = Threaded(run.name, settings.outstanding_updates_max)
+
+    def step_async(self, grads: Mapping[str, Any], **options: Any) -> "Future[Arrays]":
+        """Begin a step and return at once; the future gives what `step` returns or raises. The arguments are step's.
+
+        Steps are made one after another. The gradients must stay as they are until the future is done. Raises
+        LimitExceeded where `outstanding_updates_max` are under way. When the run went back to an older state, the step
+        that finds out raises RunRewound, and those that wait behind it are cancelled.
+        """
+        return self._outstanding.start(self.step, grads, **options)
+
+    def pull_async(self, names: Iterable[str] | None = None, **options: Any) -> "Future[Arrays | None]":
+        """Begin a pull and return at once, as `step_async` does. The arguments are pull's."""
+        return self._outstanding.start(self.pull, names, **options)
+
+    def _moved(self, forked: bool) -> None:
+        super()._moved(forked)
+        self._outstanding.abandon()
 
     def __enter__(self) -> Self:
         return self
@@ -21,6 +48,7 @@ class Run(RunOperations, Blocking):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._outstanding.finish()
         self.close()
 
 
@@ -50,6 +78,7 @@ def connect(
     on_rewind: Literal["raise", "continue"] = "raise",
     progress: Progress = False,
     transport: Transport = "auto",
+    outstanding_updates_max: int = 4,
 ) -> Client:
     """A client of the server at an address. Nothing is sent before the first call.
 
@@ -67,6 +96,7 @@ def connect(
     transport: "shared_memory" shares the memory of gradients and parameters with a server on this machine and of the
     same user, and raises SharedMemoryUnavailable where that cannot be; "stream" sends them; "auto" shares where it can
     and the run is not small. Run.transport tells.
+    outstanding_updates_max: how many operations of step_async and pull_async may be under way on one run object.
     """
     settings = make_settings(
         address,
@@ -78,5 +108,6 @@ def connect(
         on_rewind=on_rewind,
         progress=progress,
         transport=transport,
+        outstanding_updates_max=outstanding_updates_max,
     )
     return Client(BlockingConnection(settings.address), settings)

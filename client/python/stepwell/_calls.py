@@ -52,6 +52,7 @@ class Settings:
     on_rewind: Literal["raise", "continue"] = "raise"
     progress: Progress = False
     transport: Transport = "auto"
+    outstanding_updates_max: int = 4
 
     @property
     def local(self) -> bool:

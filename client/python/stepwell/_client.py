@@ -307,6 +307,7 @@ def make_settings(
     on_rewind: Literal["raise", "continue"],
     progress: Progress,
     transport: Transport,
+    outstanding_updates_max: int,
 ) -> Settings:
     """Check what `connect` was given; raises InvalidValue and InvalidName."""
     address = address or os.environ.get(ADDRESS_VARIABLE)
@@ -322,6 +323,8 @@ def make_settings(
         raise InvalidValue(
             f"got transport {transport!r:.100}, expected one of {', '.join(get_args(Transport))}; choose one of them"
         )
+    if outstanding_updates_max < 1:
+        raise InvalidValue(f"got outstanding_updates_max {outstanding_updates_max}, expected 1 or more; leave it out")
     limits = {
         "silence_seconds": silence_seconds,
         "patience_seconds": patience_seconds,
@@ -337,5 +340,6 @@ def make_settings(
         on_rewind=on_rewind,
         progress=progress,
         transport=transport,
+        outstanding_updates_max=outstanding_updates_max,
         **limits,
     )

@@ -6,21 +6,43 @@
 
 Errors and what calls return are those of `stepwell`."""
 
-from collections.abc import Generator
+import asyncio
+from collections.abc import Generator, Iterable, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from stepwell._awaiting import AwaitingConnection
-from stepwell._calls import Transport
+from stepwell._calls import Settings, Transport
 from stepwell._client import ClientOperations, make_settings
-from stepwell._operation import Awaiting
+from stepwell._operation import Awaiting, Connection
+from stepwell._outstanding import Tasks
 from stepwell._progress import Progress
-from stepwell._run import RunOperations
+from stepwell._receiving import BufferPool
+from stepwell._run import Arrays, RunOperations
 from stepwell.v1 import run_pb2
 
 
 class Run(RunOperations, Awaiting):
     __doc__ = RunOperations.__doc__
+
+    def __init__(
+        self, connection: Connection, settings: Settings, pool: BufferPool, run: run_pb2.Run, *, created: bool
+    ) -> None:
+        super().__init__(connection, settings, pool, run, created=created)
+        self._outstanding = Tasks(run.name, settings.outstanding_updates_max)
+
+    def step_async(self, grads: Mapping[str, Any], **options: Any) -> "asyncio.Task[Arrays]":
+        """Begin a step and return at once; the task gives what `step` returns or raises. The arguments are step's.
+
+        Steps are made one after another. The gradients must stay as they are until the task is done. Raises
+        LimitExceeded where `outstanding_updates_max` are under way. When the run went back to an older state, the step
+        that finds out raises RunRewound, and those that wait behind it are cancelled.
+        """
+        return self._outstanding.start(self.step(grads, **options))
+
+    def pull_async(self, names: Iterable[str] | None = None, **options: Any) -> "asyncio.Task[Arrays | None]":
+        """Begin a pull and return at once, as `step_async` does. The arguments are pull's."""
+        return self._outstanding.start(self.pull(names, **options))
 
     async def __aenter__(self) -> Self:
         return self
@@ -28,6 +50,7 @@ class Run(RunOperations, Awaiting):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._outstanding.finish()
         await self.close()
 
 
@@ -61,6 +84,7 @@ def connect(
     on_rewind: Literal["raise", "continue"] = "raise",
     progress: Progress = False,
     transport: Transport = "auto",
+    outstanding_updates_max: int = 4,
 ) -> Client:
     """A client of the server at an address; the arguments are those of `stepwell.connect`.
 
@@ -77,5 +101,6 @@ def connect(
         on_rewind=on_rewind,
         progress=progress,
         transport=transport,
+        outstanding_updates_max=outstanding_updates_max,
     )
     return Client(AwaitingConnection(settings.address), settings)
