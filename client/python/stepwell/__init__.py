@@ -12,6 +12,7 @@
 # Where it begins.
 from stepwell._blocking_client import Client as Client
 from stepwell._blocking_client import Run as Run
+from stepwell._blocking_client import Update as Update
 from stepwell._blocking_client import connect as connect
 
 # What calls return and take.
@@ -136,6 +137,7 @@ __all__ = [
     "UnknownTransform",
     "UnknownWorker",
     "UnknownWrapper",
+    "Update",
     "VersionMismatch",
     "WorkerDescription",
     "WorkerFenced",

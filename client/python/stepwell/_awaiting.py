@@ -6,7 +6,8 @@ limit in time ends the wait for a task, never the task.
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -52,7 +53,7 @@ class AwaitingConnection:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case Do(work):
-                return await asyncio.to_thread(work)
+                return await _on_thread(work)
             case Reconnect(stream):
                 return await self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():
@@ -163,6 +164,18 @@ class AwaitingStream:
     async def _write_only(self, message: Any) -> None:
         await self._call.write(message)
         await self._call.done_writing()
+
+
+async def _on_thread(work: Callable[[], Any]) -> Any:
+    """Do work on a thread. A cancelled caller gets away only when it is done: it writes to the caller's memory."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({working})
+        raise
 
 
 def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -8,12 +8,43 @@ from typing import Any, Literal, Self
 from stepwell._blocking import BlockingConnection
 from stepwell._calls import Settings, Transport
 from stepwell._client import ClientOperations, make_settings
+from stepwell._layers import LayersBase
 from stepwell._operation import Blocking, Connection
 from stepwell._outstanding import Threaded
 from stepwell._progress import Progress
 from stepwell._receiving import BufferPool
 from stepwell._run import Arrays, RunOperations
 from stepwell.v1 import run_pb2
+
+
+class Update(LayersBase):
+    """An update that is sent gradient by gradient; `run.update()` makes it, and the end of its block commits it.
+
+    `add` every parameter once, or None for one without a gradient. After the block `parameters` has what a step
+    returns. An error in the block gives the update up, and the run stays as it was.
+    """
+
+    def __init__(self, run: "Run", **options: Any) -> None:
+        super().__init__(run, **options)
+        self._run = run
+
+    def add(self, name: str, gradient: Any) -> None:
+        """Send a gradient. It must stay as it is until the block ends. Raises InvalidGradient."""
+        assert self._begun is not None, "add belongs into the block"
+        self._run._add(self._begun, name, gradient)
+
+    def __enter__(self) -> Self:
+        self._begun = self._run._begin(self._header, self._received, self._out, self._timeout)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._begun is not None
+        if kind is not None:
+            self._run._abandon(self._begun)
+        else:
+            self._end(self._run._finish(self._begun), self._run.version)
 
 
 class Run(RunOperations, Blocking):
@@ -24,6 +55,20 @@ class Run(RunOperations, Blocking):
     ) -> None:
         super().__init__(connection, settings, pool, run, created=created)
         self._outstanding = Threaded(run.name, settings.outstanding_updates_max)
+
+    def update(self, **options: Any) -> Update:
+        """A block that commits an update at its end, for gradients that come one after another.
+
+            with run.update(samples=32) as update:
+                for name, gradient in backward(loss):
+                    update.add(name, gradient)
+            params = update.parameters
+
+        options: samples, loss, hyperparameters, loss_scale, sparsity_factor, out and timeout as for `step`; pull=False
+        to get no parameters. Within the block the run takes no other calls. Raises RunRewound at the end of the block
+        whatever on_rewind says.
+        """
+        return Update(self, **options)
 
     def step_async(self, grads: Mapping[str, Any], **options: Any) -> "Future[Arrays]":
         """Begin a step and return at once; the future gives what `step` returns or raises. The arguments are step's.

@@ -30,7 +30,8 @@ class Exchange:
     answer: what became of the update, once told. version: of the parameters that came. unchanged: whether none came
     because the run is not beyond the version that was asked about. done: whether the present try is over. refused:
     whether the server has refused the exchange, so that the update surely left no trace. shared: the token of shared
-    memory that holds the update and takes the parameters, or b"". vectors: where the parameters lie there.
+    memory that holds the update and takes the parameters, or b"". vectors: where the parameters lie there. late:
+    indices of parameters without a gradient that the header does not name, as it was sent before they were known.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Exchange:
         self.done = False
         self.refused = False
         self.total_bytes = (update.gradients.data_bytes if update else 0) + (received.size_bytes if received else 0)
+        self.late: list[int] = []
         self._sent_bytes = 0
         self._number = 0
         self._staging = False
@@ -75,6 +77,16 @@ class Exchange:
         request.MergeFrom(self.closing().message)
         yield self._with_ranges(request, pieces)
 
+    def begin(self, number: int) -> None:
+        """Begin a try whose messages are made one by one, with `part`, and `closing` at the end."""
+        self._number, self._staging = number, True
+
+    def part(self, header: data_pb2.UpdateHeader | None, pieces: list[Piece]) -> WorkRequest:
+        """A message of such a try. header: in the first one."""
+        return self._with_ranges(
+            data_pb2.WorkRequest(exchange=self._number, stage=data_pb2.Stage(header=header)), pieces
+        )
+
     @property
     def moved_bytes(self) -> int:
         """How much data has gone out and come in, in this try."""
@@ -82,7 +94,7 @@ class Exchange:
 
     def closing(self) -> WorkRequest:
         """What the last message says. It alone is still sent where the answer comes before the update has all gone."""
-        commit = data_pb2.Commit() if self._staging else None
+        commit = data_pb2.Commit(without_gradient=self.late) if self._staging else None
         closing = data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
         if self._selection is not None:
             closing.selection.shared_memory = self.shared

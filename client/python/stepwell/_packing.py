@@ -94,7 +94,7 @@ class Gradients:
                 and gradient.shape == shape
                 and gradient.flags.c_contiguous
             ):
-                gradient = _check_array(layout.parameters[index], gradient, what)
+                gradient = check_array(layout.parameters[index], gradient, what)
                 self.whole &= gradient.dtype == dtype
             self.arrays[index] = gradient
         self.data_bytes = sum([array.nbytes for array in self.arrays.values()]) + sum(
@@ -214,11 +214,12 @@ def _check_names(layout: Layout, grads: Mapping[str, Any], what: str) -> None:
 def _check_input(layout: Layout, arrays: Mapping[str, Any], what: str) -> dict[int, np.ndarray[Any, Any]]:
     """A further input's arrays; which parameters need one is the server's to say."""
     return {
-        parameter.index: _check_array(parameter, arrays[parameter.name], what) for parameter in layout.select(arrays)
+        parameter.index: check_array(parameter, arrays[parameter.name], what) for parameter in layout.select(arrays)
     }
 
 
-def _check_array(parameter: Parameter, gradient: Any, what: str) -> np.ndarray[Any, Any]:
+def check_array(parameter: Parameter, gradient: Any, what: str) -> np.ndarray[Any, Any]:
+    """A gradient as it can be sent; raises InvalidGradient for a wrong shape or dtype."""
     array = gradient if type(gradient) is np.ndarray else np.asarray(gradient)
     dtype = parameter.dtype
     if array.dtype != dtype and array.dtype.newbyteorder("<") != dtype:

@@ -25,7 +25,7 @@ from stepwell._receiving import BufferPool, Received, Views
 from stepwell._requests import Steps
 from stepwell._spec import encode_hyperparameters, encode_schedules, encode_update_hyperparameters
 from stepwell._state import Array, State, StatePieces, state_bytes, state_requests
-from stepwell._worker import Select, Worker
+from stepwell._worker import Layered, Select, Worker
 from stepwell.errors import InvalidValue, RunReplaced, RunRewound
 from stepwell.v1 import control_pb2, data_pb2, run_pb2
 
@@ -50,6 +50,7 @@ class RunOperations(Driven):
         self._created = created
         self._closed = False
         self._own_gradients: Arrays | None = None
+        self._layered: Layered | None = None
 
     def __del__(self) -> None:
         self._worker.drop()
@@ -201,7 +202,7 @@ class RunOperations(Driven):
         long as `transport` stays the same; their content is the caller's alone, and undefined at first.
         """
         self._check_open()
-        layout = yield from self._worker.have_place()
+        layout = yield from self._have_place()
         if self._worker.shared is not None:
             return self._worker.shared.gradients()
         if self._own_gradients is None:
@@ -210,15 +211,19 @@ class RunOperations(Driven):
         return dict(self._own_gradients)
 
     @exclusive
-    def parameters(self) -> Steps[Views]:
+    def parameters(self) -> Steps[Arrays]:
         """Read-only views of the present parameters, at version `run.version`; joins the run.
 
         They are valid until the next step or pull. Give them to it as `out`, and take what it returns in their place:
         with shared memory nothing is copied then.
         """
         self._check_open()
-        yield from self._worker.have_place()
-        views = yield from self._fetch(None, None, Views({}, own=False), None)
+        yield from self._have_place()
+        try:
+            views = yield from self._fetch(None, None, Views({}, own=False), None)
+        except RunRewound as rewound:
+            self._go_on(rewound)
+            views = yield from self._fetch(None, None, Views({}, own=False), None)
         assert isinstance(views, Views), "it asked for them"
         return views
 
@@ -356,6 +361,43 @@ class RunOperations(Driven):
     def _join(self) -> Steps[None]:
         yield from self._worker.join()
 
+    @exclusive
+    def _begin(
+        self, header: data_pb2.UpdateHeader, received: list[Received] | None, out: Arrays | None, timeout: float | None
+    ) -> Steps[Layered]:
+        """Begin an update that is sent gradient by gradient."""
+        self._check_open()
+        select = None if received is None else self._selecting(received, names=None, out=out)
+        layered = yield from self._worker.begin(header, select, self._what("update"), timeout)
+        self._layered = layered
+        return layered
+
+    @exclusive
+    def _add(self, layered: Layered, name: str, gradient: Any) -> Steps[None]:
+        """Take one of its gradients."""
+        yield from self._worker.add(layered, name, gradient)
+
+    @exclusive
+    def _finish(self, layered: Layered) -> Steps[Exchange]:
+        """Commit it."""
+        self._layered = None
+        return (yield from self._worker.finish(layered))
+
+    @exclusive
+    def _abandon(self, layered: Layered) -> Steps[None]:
+        """Give it up."""
+        self._layered = None
+        self._worker.abandon(layered)
+        return
+        yield  # makes this a generator
+
+    def _have_place(self) -> Steps[Layout]:
+        try:
+            return (yield from self._worker.have_place())
+        except RunRewound as rewound:
+            self._go_on(rewound)
+            return (yield from self._worker.have_place())
+
     def _update(
         self,
         grads: Mapping[str, Any],
@@ -445,6 +487,8 @@ class RunOperations(Driven):
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"run '{self.name}': got a call on a closed run; get it again with client.get_run")
+        if self._layered is not None:
+            raise RuntimeError(f"run '{self.name}': got a call within an update; leave the block of update() first")
 
     def _what(self, call: str) -> str:
         return f"run '{self.name}': {call}"

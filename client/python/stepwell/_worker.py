@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+import numpy as np
 
 from stepwell import payload
 from stepwell._calls import Patience, Settings, again, ask, collect, end, logger
 from stepwell._descriptions import Answer
 from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
-from stepwell._layout import Layout, LayoutPieces
+from stepwell._layout import Layout, LayoutPieces, listed
 from stepwell._methods import GET_LAYOUT, JOIN, SHARE_MEMORY, WORK
-from stepwell._packing import Gradients
+from stepwell._packing import Gradients, Part, check_array, pack
 from stepwell._progress import Transfer
 from stepwell._receiving import Received
 from stepwell._requests import Do, Lost, Open, Receive, Send, Silent, Steps, Stream
 from stepwell._shared import SHARED_BYTES_MIN, SharedMemory
 from stepwell.errors import (
     ContractMismatch,
+    InvalidGradient,
     InvalidName,
     RunReplaced,
     RunRewound,
@@ -38,6 +40,7 @@ from stepwell.errors import (
     UnknownWorker,
 )
 from stepwell.v1 import control_pb2, data_pb2
+from stepwell.wire import RANGE_BYTES
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 FINGERPRINT_BYTES: Final = 16
@@ -108,8 +111,12 @@ class Worker:
         if self.shared is not None:
             shared = self.shared
             yield Do(lambda: shared.fill(gradients))
+        return (yield from self._conclude(exchange, membership, self._carry_out(exchange, patience)))
+
+    def _conclude(self, exchange: Exchange, membership: Membership, work: Steps[None]) -> Steps[Exchange]:
+        """Do the work of an update's exchange, and draw the conclusions for this worker."""
         try:
-            yield from self._carry_out(exchange, patience)
+            yield from work
         except RunRewound as rewound:
             self.rewound(rewound.version)
             yield from self._rejoin()
@@ -119,10 +126,100 @@ class Worker:
             raise
         finally:
             self._settle(exchange, membership)
-        if received is not None and exchange.version < self.version:
+        if exchange.received is not None and exchange.version < self.version:
             # The answer came, then the server went down and came back from an older snapshot.
             raise self._went_back(exchange.version)
         return exchange
+
+    def begin(
+        self, header: data_pb2.UpdateHeader, select: Select | None, what: str, timeout: float | None
+    ) -> Steps["Layered"]:
+        """Begin an update whose gradients come one after another; `add` them, then `finish` or `abandon` it."""
+        patience = Patience(self._settings, what, timeout)
+        layout = yield from self.have_place()
+        assert self._membership is not None
+        selection, received = select(layout) if select else (None, None)
+        header.identity.CopyFrom(self._identity(self._membership))
+        return Layered(header, selection, received, what, patience, self._membership)
+
+    def add(self, layered: "Layered", name: str, gradient: Any) -> Steps[None]:
+        """Take a gradient, or None for a parameter that has none; it is sent while the caller goes on to the next."""
+        assert self.layout is not None
+        array = layered.take(self.layout, name, gradient)
+        if array is None:
+            return
+        if self.shared is not None:
+            shared, parameter = self.shared, self.layout.by_name[name]
+            yield Do(lambda: shared.put(parameter.index, array))
+        elif not layered.broken and layered.waiting_bytes >= RANGE_BYTES:
+            yield from self._send_layers(layered)
+
+    def finish(self, layered: "Layered") -> Steps[Exchange]:
+        """Commit it. Raises InvalidGradient where a parameter was not named."""
+        assert self.layout is not None
+        layered.over = True
+        try:
+            gradients = Gradients(self.layout, layered.gradients, layered.what)
+        except BaseException:
+            self.abandon(layered)
+            raise
+        exchange = layered.exchange
+        if exchange is None:  # nothing was sent
+            layered.header.without_gradient.extend(gradients.without_gradient)
+            update = Update(layered.header, gradients)
+            exchange = Exchange(update, layered.selection, layered.received, self._token)
+            work = self._carry_out(exchange, layered.patience)
+        else:
+            work = self._finish_layers(layered, exchange, gradients)
+        return (yield from self._conclude(exchange, layered.membership, work))
+
+    def abandon(self, layered: "Layered") -> None:
+        """Give it up: the server drops what it has of it, and the sequence is not used up."""
+        layered.over = True
+        if layered.exchange is not None and not layered.broken and self.stream is not None:
+            self.stream.cancel()
+            self.stream = None
+
+    def _send_layers(self, layered: "Layered") -> Steps[None]:
+        """Send what waits. A broken connection is for `finish` to mend, which sends everything again."""
+        if layered.exchange is None:
+            if self.stream is None:
+                self.stream, self._exchanges, self._pid = (yield Open(WORK)), 0, os.getpid()
+            self._exchanges += 1
+            layered.exchange = Exchange(None, layered.selection, layered.received)
+            layered.exchange.begin(self._exchanges)
+            header: data_pb2.UpdateHeader | None = layered.header
+        else:
+            header = None
+        stream = self.stream
+        assert stream is not None
+        try:
+            for pieces in pack(layered.waiting()):
+                yield from self._send(layered.exchange, stream, layered.exchange.part(header, pieces), layered.patience)
+                header = None
+        except (Lost, Silent):
+            stream.cancel()
+            self.stream, layered.broken = None, True
+
+    def _finish_layers(self, layered: "Layered", exchange: Exchange, gradients: Gradients) -> Steps[None]:
+        exchange.update = Update(layered.header, gradients)
+        if not layered.broken:
+            yield from self._send_layers(layered)
+        if not layered.broken:
+            stream = self.stream
+            assert stream is not None
+            exchange.late = gradients.without_gradient
+            try:
+                yield from self._send(exchange, stream, exchange.closing(), layered.patience)
+                while not exchange.done:
+                    yield from self._receive(exchange, stream, layered.patience)
+                return
+            except (Lost, Silent):
+                stream.cancel()
+                self.stream = None
+        exchange.late = []
+        layered.header.without_gradient.extend(gradients.without_gradient)
+        yield from self._carry_out(exchange, layered.patience)
 
     def fetch(self, select: Select, what: str, timeout: float | None) -> Steps[Exchange]:
         """Fetch parameters. A reader does this without ever joining."""
@@ -175,7 +272,6 @@ class Worker:
         large = self.layout.size_bytes >= SHARED_BYTES_MIN
         if not required and not (large and self._may_share and self._settings.local):
             return
-        self._may_share = False
         request = data_pb2.ShareMemoryRequest(run=self.run, run_uid=self.uid, inputs=inputs)
         try:
             response = yield from ask(self._settings, SHARE_MEMORY, request, self._what("share memory"))
@@ -188,6 +284,7 @@ class Worker:
                 raise SharedMemoryUnavailable(
                     f"{self._what('share memory')}: {error}; or connect with transport='auto'"
                 ) from None
+            self._may_share = False
             logger.info("%s: sends its updates over the stream: %s", self._what("share memory"), error)
 
     def have_layout(self) -> Steps[Layout]:
@@ -373,6 +470,56 @@ class Worker:
 
     def _what(self, call: str) -> str:
         return f"run '{self.run}': {call}"
+
+
+class Layered:
+    """An update on its way while its gradients are still being made.
+
+    exchange: once something was sent. broken: whether the connection was lost since. over: whether no more is taken.
+    """
+
+    def __init__(
+        self,
+        header: data_pb2.UpdateHeader,
+        selection: data_pb2.Selection | None,
+        received: Received | None,
+        what: str,
+        patience: Patience,
+        membership: Membership,
+    ) -> None:
+        self.header, self.selection, self.received = header, selection, received
+        self.what, self.patience, self.membership = what, patience, membership
+        self.gradients: dict[str, Any] = {}
+        self.exchange: Exchange | None = None
+        self.broken = self.over = False
+        self.waiting_bytes = 0
+        self._waiting: list[Part] = []
+
+    def take(self, layout: Layout, name: str, gradient: Any) -> np.ndarray[Any, Any] | None:
+        """Check a gradient and keep it; what is returned is to be sent. Raises InvalidGradient."""
+        if self.over:
+            raise InvalidGradient(f"{self.what}: got a gradient for {name!r:.200} after the end; begin another update")
+        if name in self.gradients:
+            raise InvalidGradient(f"{self.what}: got two gradients for '{name}', expected one; add them up first")
+        parameter = layout.by_name.get(name)
+        if parameter is None or parameter.frozen:
+            known = listed(trained for trained, *_ in layout.trained)
+            raise InvalidGradient(
+                f"{self.what}: got a gradient for {name!r:.200}, expected one of {known}; leave it out"
+            )
+        array = None if gradient is None else check_array(parameter, gradient, self.what)
+        self.gradients[name] = array
+        if array is not None:
+            other = array.dtype != parameter.dtype
+            item_bytes = parameter.dtype.itemsize if other else 0
+            self._waiting.append(Part(parameter.group, parameter.offset_bytes, array, item_bytes))
+            self.waiting_bytes += array.nbytes
+        return array
+
+    def waiting(self) -> list[Part]:
+        """What is to be sent next."""
+        waiting, self._waiting, self.waiting_bytes = self._waiting, [], 0
+        return waiting
 
 
 class JoinPieces:

@@ -6,7 +6,7 @@
 import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,8 @@ class Staging:
     ) -> None:
         self.header = header
         self.layout = layout
+        self._run = run
+        self._settings = settings
         self.present = _present(run, header, layout, settings)
         _check_inputs(run, header, settings)
         self.transfers = {
@@ -213,6 +215,13 @@ class Staging:
         if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
             finite = np.isfinite(np.frombuffer(data, arrived))
             self.nonfinite = ((group, number), begin + int(np.argmin(finite)) * transfer.layout.dtype.itemsize)
+
+    def leave_out(self, indices: Sequence[int]) -> None:
+        """Learn that further parameters have no gradient; raises as the constructor does."""
+        left_out = tuple(sorted({*self.header.without_gradient, *indices}))
+        header = replace(self.header, without_gradient=left_out)
+        self.present = _present(self._run, header, self.layout, self._settings)
+        self.header = header
 
     def take(self, device: Device, shared: Mapping[Key, Vector]) -> None:
         """Take the whole update from vectors of the groups' own types, and test it; safe on any thread.

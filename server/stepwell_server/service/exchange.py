@@ -77,6 +77,8 @@ class Exchange:
         if message.HasField("identity") and decode_identity(message.identity) != self._staging.header.identity:
             raise MalformedRequest("a commit names another update, expected the staged one; send that one's identity")
         await self._placed()
+        if message.without_gradient:
+            self._staging.leave_out(message.without_gradient)
         staging, self._staging = self._staging, None
         return await self._hosted.commit(staging)
 
@@ -118,7 +120,7 @@ class Exchange:
         if token:
             session = self._runs.sharing.find(token, self._hosted)
             session.let_go()
-            self._staging = await self._hosted.stage_shared(header, session.vectors)
+            self._staging = await self._hosted.stage_shared(header, session.inputs, session.vectors)
         else:
             self._staging = await self._hosted.stage(header)
 

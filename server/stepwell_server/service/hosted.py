@@ -135,14 +135,19 @@ class HostedRun:
             raise
         return staging
 
-    async def stage_shared(self, header: UpdateHeader, shared: Mapping[Key, Vector]) -> Staging:
-        """Begin an update that lies whole in a worker's vectors; they are read in place if commits leave them alone."""
+    async def stage_shared(
+        self, header: UpdateHeader, inputs: tuple[str, ...], shared: Mapping[Key, Vector]
+    ) -> Staging:
+        """Begin an update that lies whole in a worker's vectors; they are read in place if commits leave them alone.
+
+        inputs: for which there are vectors, from number 1 on; the header's must be the first of them.
+        """
+        self.run.worker_sizes(header.inputs, owner="")  # raises for an input that nobody knows
         sizes = self.run.staging_sizes(header)
-        lacking = sorted({number for _, number in sizes} - {number for _, number in shared})
-        if lacking:
+        if header.inputs != inputs[: len(header.inputs)]:
             raise InvalidValue(
-                f"run '{self.run.name}': the update has inputs {header.inputs}, expected those for which memory was "
-                "shared; share memory with the same inputs"
+                f"run '{self.run.name}': the update has inputs {header.inputs}, expected the first of {inputs}, for "
+                "which memory was shared; share memory with the same inputs"
             )
         borrowed = self.run.keeps_gradients and all(size.dtype == shared[key].dtype for key, size in sizes.items())
         staging = await (self._borrow(header, {key: shared[key] for key in sizes}) if borrowed else self.stage(header))
@@ -336,7 +341,8 @@ class HostedRun:
         memory = self._machine.memory
         here = self._is_quick(staging)
         try:
-            if here:
+            # Of a single pass only the coefficients are left to be computed.
+            if here or self.run.single_pass:
                 commit.ready(memory)
             else:
                 await self._machine.run(commit.ready, memory)

@@ -7,6 +7,7 @@ stands for the worker's life: when it ends, however that comes, everything is gi
 import asyncio
 import contextlib
 import os
+import resource
 import secrets
 import socket
 import struct
@@ -18,7 +19,7 @@ import structlog
 
 from stepwell.v1 import data_pb2
 from stepwell_server.core.devices.shared import SharedVectors
-from stepwell_server.core.errors import SharedMemoryUnavailable
+from stepwell_server.core.errors import InvalidValue, SharedMemoryUnavailable
 from stepwell_server.core.memory import Memory, Vector
 from stepwell_server.core.run import Hold
 from stepwell_server.core.update import Key
@@ -29,20 +30,35 @@ log = structlog.get_logger()
 
 TOKEN_BYTES = 16
 _HANDLE = struct.Struct("<Q")
-_PEER = struct.Struct("3i")  # pid, uid, gid
+_PEER = struct.Struct("iII")  # pid, uid, gid
 # How long a worker may take to connect once it has its token.
 _CONNECT_SECONDS = 10.0
 _SESSIONS_MAX = 256
+# A vector's own, and its mapping's.
+_DESCRIPTORS_PER_VECTOR = 2
+# How long to wait until a connection may be accepted again, when there was no descriptor for it.
+_ACCEPT_AGAIN_SECONDS = 0.1
 # Of a Unix socket's address, on Linux.
 _PATH_BYTES_MAX = 107
 
 
 class Session:
-    """What one worker shares with the server. vectors: those that it writes, by group and input."""
+    """What one worker shares with the server. vectors: those that it writes, by group and number of the input.
 
-    def __init__(self, hosted: HostedRun, memory: Memory, shared: SharedVectors, vectors: Mapping[Key, Vector]) -> None:
+    inputs: the names of these, from number 1 on.
+    """
+
+    def __init__(
+        self,
+        hosted: HostedRun,
+        memory: Memory,
+        shared: SharedVectors,
+        inputs: Sequence[str],
+        vectors: Mapping[Key, Vector],
+    ) -> None:
         self.hosted = hosted
         self.vectors = vectors
+        self.inputs = tuple(inputs)
         self.connected = False
         self.closed = False
         self._memory = memory
@@ -75,6 +91,7 @@ class Session:
         if self.closed:
             hold.release()
             raise lost()
+        self.let_go()  # of what another exchange with this token has held meanwhile
         self._hold = hold
         return hold.version, [self._describe(number, vector) for number, vector in enumerate(self._held())]
 
@@ -92,6 +109,7 @@ class Session:
             self.closed = True
             self.let_go()
             self._memory.free(list(self.vectors.values()))
+            self.vectors = {}  # the connection may last longer, and hands nothing over any more
 
     def _held(self) -> list[Vector]:
         return [group[""].vector for group in self._hold.groups] if self._hold else []
@@ -125,14 +143,17 @@ class Sharing:
             directory = private(self._directory or Path("/tmp") / f"stepwell-{os.geteuid()}", "for shared memory")
             _remove_dead(directory)
             path = str(directory / f"{secrets.token_hex(8)}.socket")
-            if len(os.fsencode(path)) > _PATH_BYTES_MAX:
+            if len(os.fsencode(f"{path}.new")) > _PATH_BYTES_MAX:
                 raise OSError(f"the path is longer than {_PATH_BYTES_MAX} bytes")
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                listener.bind(path)
+                # Another server that starts now would take one that does not listen yet for dead.
+                listener.bind(f"{path}.new")
                 listener.listen()
+                Path(f"{path}.new").rename(path)
             except BaseException:
                 listener.close()
+                _remove(f"{path}.new")
                 raise
         except Exception as error:  # noqa: BLE001  # the stream serves as well
             self._refusal = f"the server could not make its socket ({error})"
@@ -165,9 +186,12 @@ class Sharing:
                 f"run '{hosted.run.name}' has parameters of 16 bits, and their state has 32, expected a state that "
                 "can be read as it is; send updates in ranges"
             )
+        if len(set(inputs)) < len(inputs):
+            raise InvalidValue(f"run '{hosted.run.name}': an input is named twice, expected each once; name it once")
         token = secrets.token_bytes(TOKEN_BYTES)
         # Nobody else ever gets these again: whoever once mapped them could still write to them.
         sizes = hosted.run.worker_sizes(inputs, owner=token.hex())
+        self._check_descriptors(hosted, shared, len(sizes))
         self._sharers[hosted] = self._sharers.get(hosted, 0) + 1
         try:
             if not self._set_quota(hosted):
@@ -176,10 +200,17 @@ class Sharing:
             vectors = self._memory.try_allocate(list(sizes.values()))
             if vectors is None:
                 raise self._no_memory(hosted)
+        except OSError as error:
+            self._leave(hosted)
+            raise SharedMemoryUnavailable(
+                f"run '{hosted.run.name}': the system gives no memory to share ({error}), expected some; send updates "
+                "in ranges"
+            ) from error
         except BaseException:
             self._leave(hosted)
             raise
-        session = self._sessions[token] = Session(hosted, self._memory, shared, dict(zip(sizes, vectors, strict=True)))
+        taken = dict(zip(sizes, vectors, strict=True))
+        session = self._sessions[token] = Session(hosted, self._memory, shared, inputs, taken)
         asyncio.get_running_loop().call_later(_CONNECT_SECONDS, self._expire, token)
         return token, self._path, session
 
@@ -206,7 +237,12 @@ class Sharing:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            except OSError as error:  # no descriptor is free, or the peer is gone already
+                log.warning("a connection for shared memory was not accepted", error=str(error))
+                await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
+                continue
             self._start(self._serve(connection))
 
     async def _serve(self, connection: socket.socket) -> None:
@@ -267,6 +303,19 @@ class Sharing:
                     self._memory.try_set_quota(each, quota - 1)
                 return False
         return True
+
+    def _check_descriptors(self, hosted: HostedRun, shared: SharedVectors, vectors: int) -> None:
+        """Raise SharedMemoryUnavailable unless another worker's vectors leave half of all descriptors for the rest."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # What may still be made: a version for every worker, and what this one and its run bring.
+        owed = sum(count * len(each.run.layout.groups) for each, count in self._sharers.items())
+        most = shared.count + owed + vectors + 2 * len(hosted.run.layout.groups)
+        if limit != resource.RLIM_INFINITY and _DESCRIPTORS_PER_VECTOR * most > limit // 2:
+            raise SharedMemoryUnavailable(
+                f"run '{hosted.run.name}': another worker's vectors could take {_DESCRIPTORS_PER_VECTOR * most} "
+                f"descriptors with those of the others, expected at most half of the {limit} that the server may have; "
+                "send updates in ranges, or raise the server's limit (ulimit -n)"
+            )
 
     def _no_memory(self, hosted: HostedRun) -> SharedMemoryUnavailable:
         return SharedMemoryUnavailable(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -287,3 +288,28 @@ def test_other_compiler_options_are_other_machine_code(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "_OPTIONS", {**cpu._OPTIONS, "fastmath": True})
     Launch("sgd", {}, "float32", elements=100).run(CpuDevice(1, tmp_path))
     assert files(tmp_path) != before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("sizes", [(1, 3, 5, 2), (70_000,), (16_385, 4, 100_003)])
+def test_a_nonfinite_element_is_found_wherever_it_is_and_nothing_between_pieces(device, dtype, sizes):
+    random = np.random.default_rng(len(sizes))
+    gaps = [7] * len(sizes)
+    begins = np.cumsum([0, *[size + gap for size, gap in zip(sizes, gaps, strict=True)]])[:-1]
+    ends = begins + np.array(sizes)
+    numbers = np.full(int(ends[-1]) + 7, np.nan)
+    for begin, end in zip(begins, ends, strict=True):
+        numbers[begin:end] = random.standard_normal(end - begin)
+    vector = device.allocate(len(numbers), np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    vector[:] = numbers
+    assert device.finite_pieces(vector, begins, ends)
+    places = {int(begin) for begin in begins} | {int(end) - 1 for end in ends}
+    places |= {int(random.integers(begin, end)) for begin, end in zip(begins, ends, strict=True) for _ in range(5)}
+    for place in places:
+        for bad in (np.nan, np.inf, -np.inf):
+            before, vector[place] = vector[place], bad
+            assert not device.finite_pieces(vector, begins, ends), place
+            vector[place] = before
+    largest = ml_dtypes.finfo(vector.dtype).max
+    vector[begins[0]] = -largest
+    assert device.finite_pieces(vector, begins, ends)

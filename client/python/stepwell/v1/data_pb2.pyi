@@ -120,10 +120,12 @@ class Stage(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., shared_memory: _Optional[bytes] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("identity",)
+    __slots__ = ("identity", "without_gradient")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     identity: UpdateIdentity
-    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ...) -> None: ...
+    without_gradient: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory")

@@ -53,26 +53,40 @@ def gather(vector, packed, begin, packed_offsets, vector_offsets):
 
 
 def finite(bits, exponent):
-    """Whether no element has all exponent bits set, as a NaN or an infinity has."""
-    # Blocks keep the inner loop free of exits, so that it vectorises, and still stop early.
+    """Whether no element has all exponent bits set, as a NaN or an infinity has. Both signed: that vectorises best."""
+    kind = bits.dtype.type  # without it numbers would be widened to 64 bits
+    # Blocks keep the inner loop free of exits, and still stop early.
     for block in range(0, len(bits), 4096):
         chunk = bits[block : min(block + 4096, len(bits))]
-        bad = False
+        top = kind(0)
         for i in range(len(chunk)):
-            bad |= (chunk[i] & exponent) == exponent
-        if bad:
+            top = max(top, kind(chunk[i] & exponent))
+        if top == exponent:
             return False
     return True
 
 
 def finite_pieces(bits, begins, ends, exponent):
     """The same for parts of a vector, each from a begin to its end."""
+    kind = bits.dtype.type
     for piece in range(len(begins)):
-        for block in range(begins[piece], ends[piece], 4096):
-            chunk = bits[block : min(block + 4096, ends[piece])]
-            bad = False
-            for i in range(len(chunk)):
-                bad |= (chunk[i] & exponent) == exponent
-            if bad:
+        begin, quarter = begins[piece], (ends[piece] - begins[piece]) // 4
+        # Four streams at once: a processor fetches one ahead at three quarters of the rate of several.
+        for block in range(0, quarter, 4096):
+            size = min(4096, quarter - block)
+            start = begin + block
+            first = bits[start : start + size]
+            second = bits[start + quarter : start + quarter + size]
+            third = bits[start + 2 * quarter : start + 2 * quarter + size]
+            fourth = bits[start + 3 * quarter : start + 3 * quarter + size]
+            top = kind(0)
+            for i in range(size):
+                low = max(kind(first[i] & exponent), kind(second[i] & exponent))
+                high = max(kind(third[i] & exponent), kind(fourth[i] & exponent))
+                top = max(top, low, high)
+            if top == exponent:
+                return False
+        for i in range(begin + 4 * quarter, ends[piece]):
+            if kind(bits[i] & exponent) == exponent:
                 return False
     return True

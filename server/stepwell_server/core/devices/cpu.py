@@ -30,11 +30,11 @@ from stepwell_server.core.devices.shared import SharedVectors
 from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
 
 # The exponent's bits of each type: all of them are set in a NaN and in an infinity.
-_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
-    "float16": np.uint16(0x7C00),
-    "bfloat16": np.uint16(0x7F80),
-    "float32": np.uint32(0x7F800000),
-    "float64": np.uint64(0x7FF0000000000000),
+_EXPONENTS: dict[str, np.signedinteger[Any]] = {
+    "float16": np.int16(0x7C00),
+    "bfloat16": np.int16(0x7F80),
+    "float32": np.int32(0x7F800000),
+    "float64": np.int64(0x7FF0000000000000),
 }
 
 # Below this many elements a launch stays on the calling thread: handing it over would cost more than it saves.
@@ -257,8 +257,7 @@ class CpuDevice(HostMemory):
         offsets = numba.int64[::1]
         packed = numba.types.Array(numba.uint8, 1, "C", readonly=True)
         words = [
-            (numba.types.Array(word, 1, "C", readonly=True), word)
-            for word in (numba.uint16, numba.uint32, numba.uint64)
+            (numba.types.Array(word, 1, "C", readonly=True), word) for word in (numba.int16, numba.int32, numba.int64)
         ]
         self._place = self.compile_function(
             module.place, numba.void(numba.uint8[::1], packed, numba.int64, offsets, offsets)

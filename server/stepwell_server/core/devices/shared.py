@@ -33,6 +33,11 @@ class SharedVectors:
         self._open: dict[int, _Shared] = {}
         self._numbers = itertools.count(1)
 
+    @property
+    def count(self) -> int:
+        """How many vectors there are."""
+        return len(self._open)
+
     @staticmethod
     def available() -> bool:
         return hasattr(os, "memfd_create")
