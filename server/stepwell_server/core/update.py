@@ -231,19 +231,23 @@ class Staging:
         for key, transfer in self.transfers.items():
             layout, source = transfer.layout, shared[key]
             expected = transfer.expect_all(self.present_in(key[0]))
+            tested, intervals = layout, expected
             if source is not transfer.vector:
+                # What was copied is what is applied: the worker may write to its own at any time.
+                tested = layout.state
+                factor = tested.dtype.itemsize // layout.dtype.itemsize
+                intervals = [(begin * factor, end * factor) for begin, end in expected]
                 for begin, end in expected:
                     for place in layout.places(begin, end):
                         data = layout.view(source, place).reshape(-1).view(np.uint8)
                         transfer.place(device, int(layout.packed_offsets[place]), data)
-            begins, ends = layout.pieces(expected)
-            if self._check_finite and not device.finite_pieces(source, begins, ends):
-                self.nonfinite = (key, self._first_nonfinite(layout, source, expected))
+            if self._check_finite and not device.finite_pieces(transfer.vector, *tested.pieces(intervals)):
+                self.nonfinite = (key, self._first_nonfinite(layout, transfer.vector, expected))
 
     def _first_nonfinite(self, layout: LayoutGroup, vector: Vector, intervals: Sequence[tuple[int, int]]) -> int:
         """The packed offset of a parameter that is not finite; the first one's where none is any more."""
         places = [place for begin, end in intervals for place in layout.places(begin, end)]
-        bad = [place for place in places if not np.isfinite(layout.view(vector, place)).all()]
+        bad = [place for place in places if not np.isfinite(layout.state.view(vector, place)).all()]
         return int(layout.packed_offsets[(bad or places)[0]])
 
     def inputs_of(self, group: int) -> dict[str, Vector]:
