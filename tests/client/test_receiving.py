@@ -5,6 +5,7 @@ import pytest
 
 from stepwell._receiving import POOLED_BUFFERS_MAX, BufferPool, Received
 from stepwell.errors import Internal
+from stepwell.v1 import run_pb2
 from tests.client.test_packing import lay_out
 
 LAYOUT = lay_out([("a", (3,), 0), ("e", (0, 2), 0), ("b", (2, 2), 0), ("c", (), 0), ("d", (5,), 1)])
@@ -19,7 +20,7 @@ def put_all(received, spans):
     received.begin()
     for group, start, end in spans:
         data = vectors()[group][start:end]
-        received.put(group, start, data)
+        received.put(run_pb2.Range(group=group, packed_offset_bytes=start), data)
 
 
 @pytest.mark.parametrize("out", [False, True])

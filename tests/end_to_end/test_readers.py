@@ -135,10 +135,10 @@ def slow(tight: Server) -> Iterator[tuple[Server, Raw, RawWorker]]:
         raw.control_call("DeleteRun", control_pb2.DeleteRunRequest(run="slow"))
 
 
-def create_large(raw: Raw) -> RawWorker:
-    description = spec({"w": (4 << 20,)})
+def create_large(raw: Raw, mebibytes: int = 16) -> RawWorker:
+    description = spec({"w": (mebibytes << 18,)})
     description.hyperparameters["lr"].number = 1.0
-    raw.create("slow", description, [(0, at, bytes(1 << 20)) for at in range(0, 16 << 20, 1 << 20)])
+    raw.create("slow", description, [(0, at << 20, bytes(1 << 20)) for at in range(mebibytes)])
     return raw.join("slow", "worker")
 
 
@@ -195,9 +195,10 @@ def test_a_reader_that_goes_away_frees_its_version(slow: tuple[Server, Raw, RawW
 
 def test_a_reader_that_stops_reading_is_dropped(start: Callable[..., Server]) -> None:
     """After the silence that the server allows it loses the call, and the memory that it held is free."""
-    server = start("--max-memory", "33MiB", "--silence-seconds", "1")
+    # A connection can hold 16 MiB on its way.
+    server = start("--max-memory", "129MiB", "--silence-seconds", "1")
     with Raw(server.address) as raw, Raw(server.address) as other:
-        worker = create_large(raw)
+        worker = create_large(raw, 64)
         reading = other.data.Pull(data_pb2.PullRequest(selection=data_pb2.Selection(run="slow")), timeout=60)
         assert next(reading).parameters.version == 0
         # There is no memory for a copy: this waits until the reader is dropped.

@@ -36,11 +36,13 @@ from stepwell.errors import ChangeRefused as ChangeRefused
 from stepwell.errors import CheckpointDamaged as CheckpointDamaged
 from stepwell.errors import CheckpointExists as CheckpointExists
 from stepwell.errors import ContractMismatch as ContractMismatch
+from stepwell.errors import EncodingNotAllowed as EncodingNotAllowed
 from stepwell.errors import EtagMismatch as EtagMismatch
 from stepwell.errors import GradientRequired as GradientRequired
 from stepwell.errors import IncompleteUpdate as IncompleteUpdate
 from stepwell.errors import InputRequired as InputRequired
 from stepwell.errors import Internal as Internal
+from stepwell.errors import InvalidEncoding as InvalidEncoding
 from stepwell.errors import InvalidGradient as InvalidGradient
 from stepwell.errors import InvalidName as InvalidName
 from stepwell.errors import InvalidRange as InvalidRange
@@ -65,6 +67,7 @@ from stepwell.errors import StorageFailed as StorageFailed
 from stepwell.errors import TimedOut as TimedOut
 from stepwell.errors import UnknownArgument as UnknownArgument
 from stepwell.errors import UnknownCheckpoint as UnknownCheckpoint
+from stepwell.errors import UnknownEncoding as UnknownEncoding
 from stepwell.errors import UnknownFlavor as UnknownFlavor
 from stepwell.errors import UnknownGroup as UnknownGroup
 from stepwell.errors import UnknownOptimizer as UnknownOptimizer
@@ -87,6 +90,7 @@ __all__ = [
     "CheckpointExists",
     "Client",
     "ContractMismatch",
+    "EncodingNotAllowed",
     "EtagMismatch",
     "FlavorDescription",
     "GradientRequired",
@@ -94,6 +98,7 @@ __all__ = [
     "IncompleteUpdate",
     "InputRequired",
     "Internal",
+    "InvalidEncoding",
     "InvalidGradient",
     "InvalidName",
     "InvalidRange",
@@ -127,6 +132,7 @@ __all__ = [
     "TimedOut",
     "UnknownArgument",
     "UnknownCheckpoint",
+    "UnknownEncoding",
     "UnknownFlavor",
     "UnknownGroup",
     "UnknownOptimizer",

@@ -85,6 +85,7 @@ class ClientOperations(Driven, Generic[RunT]):
         transforms: Iterable[Mapping[str, Any]] = (),
         wrappers: Iterable[Mapping[str, Any]] = (),
         report_norms: bool = False,
+        encodings: Mapping[str, str | Mapping[str, Any]] | None = None,
     ) -> Steps[RunT]:
         """Create a run, or find it where it exists with the same spec, and join it as a worker.
 
@@ -102,6 +103,9 @@ class ClientOperations(Driven, Generic[RunT]):
         transforms: what happens to the combined gradient, in order: [{"name": "clip_by_global_norm", "max_norm": 1.0}];
         see list_transforms. wrappers: what runs around the optimizer: [{"name": "ema", "decay": 0.999}]; see
         list_wrappers. report_norms: whether `run.last_answer` tells the norms of gradients and parameters.
+        encodings: what gradients and parameters are made smaller with where they travel, as {"gradients": "int8",
+        "parameters": "bfloat16"} or with arguments, {"gradients": {"name": "top_k", "density": 0.05}}; see
+        list_encodings. Shared memory has no need of them. What an update drops of a gradient is owed and sent later.
 
         Raises RunDiffers if a run of this name exists with another spec; Unknown... and Invalid... for what the server
         does not know or take; MemoryExhausted.
@@ -120,6 +124,7 @@ class ClientOperations(Driven, Generic[RunT]):
             transforms=transforms,
             wrappers=wrappers,
             report_norms=report_norms,
+            encodings=encodings,
         )
         response = yield from self._create(name, spec, arrays)
         created = response.creation == control_pb2.CREATION_CREATED
@@ -186,6 +191,15 @@ class ClientOperations(Driven, Generic[RunT]):
         """Every wrapper with its arguments and the points that it offers."""
         response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_wrappers")
         return [describe_part(part) for part in response.wrappers]
+
+    @operation
+    def list_encodings(self) -> Steps[dict[str, list[PartDescription]]]:
+        """Every encoding with its arguments, under "gradients" and "parameters"."""
+        response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_encodings")
+        return {
+            "gradients": [describe_part(part) for part in response.gradient_encodings],
+            "parameters": [describe_part(part) for part in response.parameter_encodings],
+        }
 
     @operation
     def preview_schedule(

@@ -108,6 +108,8 @@ class RunDescription:
     metrics: Mapping[str, float]
     transforms: tuple[Mapping[str, Any], ...]
     wrappers: tuple[Mapping[str, Any], ...]
+    encodings: Mapping[str, Mapping[str, Any]]
+    """What gradients and parameters are encoded with where they travel."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class OptimizerDescription:
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A gradient transform or a wrapper. points: what it makes available to pull."""
+    """A gradient transform, a wrapper or an encoding. points: what it makes available to pull."""
 
     name: str
     summary: str
@@ -243,6 +245,11 @@ def describe_run(run: run_pb2.Run) -> RunDescription:
         metrics=dict(run.metrics),
         transforms=tuple(decode_part(part) for part in run.spec.transforms),
         wrappers=tuple(decode_part(part) for part in run.spec.wrappers),
+        encodings={
+            f"{direction}s": decode_part(getattr(run.spec, field))
+            for direction in ("gradient", "parameter")
+            if run.spec.HasField(field := f"{direction}_encoding")
+        },
     )
 
 

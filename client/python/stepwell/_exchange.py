@@ -7,6 +7,7 @@ import grpc
 
 from stepwell import errors
 from stepwell._descriptions import OUTCOMES, Answer, describe_answer
+from stepwell._encoding import EncodedUpdate
 from stepwell._packing import Gradients, Piece
 from stepwell._receiving import Received
 from stepwell._requests import Lost
@@ -18,10 +19,15 @@ WorkRequest = Outgoing[data_pb2.WorkRequest]
 
 @dataclass(frozen=True)
 class Update:
-    """An update: its header, whose identity is kept over all tries, and its gradients."""
+    """An update: its header, whose identity is kept over all tries, and its gradients, perhaps to be encoded."""
 
     header: data_pb2.UpdateHeader
     gradients: Gradients
+    encoded: EncodedUpdate | None = None
+
+    def messages(self) -> Iterator[list[Piece]]:
+        """The ranges, grouped into messages."""
+        return self.gradients.messages() if self.encoded is None else self.encoded.messages(self.gradients)
 
 
 class Exchange:
@@ -69,7 +75,7 @@ class Exchange:
             request.MergeFrom(self.closing().message)
             yield Outgoing(request)
             return
-        messages = self.update.gradients.messages()
+        messages = self.update.messages()
         pieces = next(messages)
         for following in messages:
             yield self._with_ranges(request, pieces)
@@ -123,7 +129,7 @@ class Exchange:
                 self.received.begin()
         if self.received is not None:
             for piece, data in zip(response.ranges, incoming.data, strict=True):
-                self.received.put(piece.group, piece.packed_offset_bytes, data)
+                self.received.put(piece, data)
         self.done = response.done
 
     def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> WorkRequest:

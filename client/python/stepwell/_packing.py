@@ -26,6 +26,15 @@ WIDENED: Final[Mapping[str, tuple[str, ...]]] = {
 """Gradients of which other types a parameter takes: those that its state holds exactly. 16-bit parameters have 32."""
 
 
+class Encoded(NamedTuple):
+    """What an encoded range has beside its data."""
+
+    name: str
+    elements: int
+    scales: bytes
+    indices: bytes
+
+
 class Piece(NamedTuple):
     """A range before it is a message. parts: the arrays, and slices of arrays, that are its data."""
 
@@ -34,6 +43,7 @@ class Piece(NamedTuple):
     parts: list[Buffer]
     input: int = 0
     dtype: run_pb2.DType = run_pb2.D_TYPE_UNSPECIFIED
+    encoded: Encoded | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -41,13 +51,16 @@ class Piece(NamedTuple):
 
     def range(self, *, data: bool = False) -> run_pb2.Range:
         """The message, with or without its data."""
-        return run_pb2.Range(
+        message = run_pb2.Range(
             group=self.group,
             packed_offset_bytes=self.packed_offset_bytes,
             input=self.input,
             dtype=self.dtype,
             data=b"".join(self.parts) if data else b"",
         )
+        if self.encoded is not None:
+            message.encoding, message.elements, message.scales, message.indices = self.encoded
+        return message
 
 
 class Part(NamedTuple):
@@ -101,11 +114,11 @@ class Gradients:
             array.nbytes for arrays in self.inputs.values() for array in arrays.values()
         )
 
-    def messages(self) -> Iterator[list[Piece]]:
-        """The ranges, grouped into messages of at most RANGE_BYTES; at least one message, perhaps empty."""
+    def messages(self, message_bytes_max: int = RANGE_BYTES) -> Iterator[list[Piece]]:
+        """The ranges, grouped into messages of at most so many bytes; at least one message, perhaps empty."""
         if self.whole and self.data_bytes + RANGE_OVERHEAD_BYTES * len(self._layout.groups) <= RANGE_BYTES:
             return iter([self._one_message()])
-        first = pack(self._parts(self.arrays))
+        first = pack(self._parts(self.arrays), message_bytes_max)
         if not self.inputs:
             return first
         rest = (
@@ -134,8 +147,10 @@ class Gradients:
                     yield Part(group, parameter.offset_bytes, array, item_bytes if other else 0)
 
 
-def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]] | Part]) -> Iterator[list[Piece]]:
-    """Cut arrays, which are C-contiguous, into messages of at most RANGE_BYTES.
+def pack(
+    pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]] | Part], message_bytes_max: int = RANGE_BYTES
+) -> Iterator[list[Piece]]:
+    """Cut arrays, which are C-contiguous, into messages of at most so many bytes.
 
     Neighbours share a range, a large array is sliced. Gives at least one message, perhaps empty.
     """
@@ -165,7 +180,7 @@ def pack(pieces: Iterable[tuple[int, int, np.ndarray[Any, Any]] | Part]) -> Iter
             if not parts:
                 start = offset + taken // array.itemsize * item_bytes
                 message_bytes += RANGE_OVERHEAD_BYTES if message else 0
-            room = (RANGE_BYTES - message_bytes) // array.itemsize * array.itemsize
+            room = (message_bytes_max - message_bytes) // array.itemsize * array.itemsize
             if room <= 0:
                 close_range()
                 yield message

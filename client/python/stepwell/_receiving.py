@@ -9,9 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from stepwell._encoding import Decoder
 from stepwell._layout import Layout, Parameter, listed
 from stepwell.errors import Internal, InvalidValue
 from stepwell.payload import Buffer
+from stepwell.v1 import run_pb2
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -125,13 +127,18 @@ class Received:
     """The arrays of some parameters, and where their ranges go.
 
     parameters: in the order in which they shall be returned. out: arrays to fill in place, else fresh ones are made,
-    one buffer per group.
+    one buffer per group. decoder: for ranges that come encoded.
     """
 
     def __init__(
-        self, layout: Layout, parameters: Sequence[Parameter], pool: BufferPool, out: Mapping[str, Any] | None = None
+        self,
+        layout: Layout,
+        parameters: Sequence[Parameter],
+        pool: BufferPool,
+        out: Mapping[str, Any] | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
-        self._layout, self._parameters, self._pool = layout, parameters, pool
+        self._layout, self._parameters, self._pool, self._decoder = layout, parameters, pool, decoder
         self._as_views = isinstance(out, Views)
         self._out = out.own if isinstance(out, Views) else out
         self._shared = False
@@ -181,11 +188,13 @@ class Received:
             segments = self._allocate()
         self._destination = Destination(segments, len(self._layout.groups))
 
-    def put(self, group: int, offset: int, content: Buffer) -> None:
-        """Take a range. offset: in bytes of the packed group."""
-        if self._destination is None or group >= len(self._layout.groups):
-            raise Internal(f"got a range of group {group} that was not announced, expected none; report this")
-        self._destination.put(group, offset, content)
+    def put(self, piece: run_pb2.Range, data: Buffer) -> None:
+        """Take a range."""
+        if self._destination is None or piece.group >= len(self._layout.groups):
+            raise Internal(f"got a range of group {piece.group} that was not announced, expected none; report this")
+        if self._decoder is not None and (piece.dtype or piece.encoding):
+            data = self._decoder.decode(piece, data, self._layout.groups[piece.group].dtype).view(np.uint8)
+        self._destination.put(piece.group, piece.packed_offset_bytes, data)
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays by name, once all has come."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from stepwell._calls import Settings, ask, collect, deliver
 from stepwell._descriptions import Answer, Checkpoint, Outcome, RunDescription, describe_checkpoint, describe_run
+from stepwell._encoding import Decoder, Encoder
 from stepwell._exchange import Exchange
 from stepwell._layout import Layout
 from stepwell._methods import (
@@ -46,6 +47,9 @@ class RunOperations(Driven):
         self._settings = settings
         self._pool = pool
         self._worker = Worker(settings, run.name, run.uid, run.version)
+        spec = run.spec
+        self._worker.encoder = Encoder(spec.gradient_encoding) if spec.HasField("gradient_encoding") else None
+        self._decoder = Decoder(spec.parameter_encoding) if spec.HasField("parameter_encoding") else None
         self._worker.loss_scale = run.loss_scale if run.HasField("loss_scale") else None
         self._created = created
         self._closed = False
@@ -175,6 +179,7 @@ class RunOperations(Driven):
         *,
         if_newer_than: int | None = None,
         of: str = "parameters",
+        exact: bool = False,
         out: Arrays | None = None,
         timeout: float | None = None,
     ) -> Steps[Arrays | None]:
@@ -182,16 +187,17 @@ class RunOperations(Driven):
 
         names: which ones; all by default, or those of `out`. of: which point: "parameters", where gradients are taken,
         or, where the optimizer or a wrapper has it, "evaluation", "average" or "lookahead". if_newer_than: return None
-        if the run is not beyond this version. out: arrays to fill in place. The arrays belong to the caller.
+        if the run is not beyond this version. exact: as the server has them, even where the run encodes what it sends.
+        out: arrays to fill in place. The arrays belong to the caller.
         Raises UnknownParameter, UnknownPoint; and RunRewound, once, where the run is at an older version than this
         object has been told of. With on_rewind="continue" the older parameters are returned.
         """
         names = list(names) if names is not None else None
         try:
-            return (yield from self._fetch(names, if_newer_than, out, timeout, of))
+            return (yield from self._fetch(names, if_newer_than, out, timeout, of, exact))
         except RunRewound as rewound:
             self._go_on(rewound)
-            return (yield from self._fetch(names, None, out, timeout, of))
+            return (yield from self._fetch(names, None, out, timeout, of, exact))
 
     @exclusive
     def gradients(self) -> Steps[Arrays]:
@@ -434,10 +440,11 @@ class RunOperations(Driven):
         out: Arrays | None,
         timeout: float | None,
         of: str = "parameters",
+        exact: bool = False,
     ) -> Steps[Arrays | None]:
         self._check_open()
         received: list[Received] = []
-        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than, of=of)
+        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than, of=of, exact=exact)
         exchange = yield from self._worker.fetch(select, self._what("pull"), timeout)
         return None if exchange.unchanged else received[-1].arrays()
 
@@ -449,6 +456,7 @@ class RunOperations(Driven):
         out: Arrays | None,
         if_newer_than: int | None = None,
         of: str = "parameters",
+        exact: bool = False,
     ) -> Select:
         """Make the selection and what receives it once the layout is known; the latter is also put into `received`."""
 
@@ -458,13 +466,15 @@ class RunOperations(Driven):
             if not parameters and layout.parameters:
                 raise InvalidValue("got an empty choice of parameters, expected names, or None for all of them")
             everything = len(parameters) == len(layout.parameters)
-            received.append(Received(layout, parameters, self._pool, out))
+            decoder = None if exact else self._decoder
+            received.append(Received(layout, parameters, self._pool, out, decoder))
             selection = data_pb2.Selection(
                 run=self.name,
                 parameters=() if everything else sorted(parameter.index for parameter in parameters),
                 if_newer_than=if_newer_than,
                 run_uid=self._worker.uid,
                 point=of,
+                encoded=decoder is not None,
             )
             return selection, received[-1]
 

@@ -62,6 +62,7 @@ def encode_spec(
     transforms: Iterable[Mapping[str, Any]],
     wrappers: Iterable[Mapping[str, Any]],
     report_norms: bool,
+    encodings: Mapping[str, str | Mapping[str, Any]] | None,
 ) -> run_pb2.Spec:
     """The whole spec. What the contract cannot hold raises InvalidName, InvalidValue or InvalidSpec."""
     try:
@@ -78,6 +79,7 @@ def encode_spec(
             transforms=[encode_part(values_pb2.Transform, part) for part in transforms],
             wrappers=[encode_part(values_pb2.Wrapper, part) for part in wrappers],
             report_norms=report_norms,
+            **_encodings(encodings or {}),
         )
     except WireError as error:
         raise InvalidValue(str(error)) from None
@@ -130,6 +132,18 @@ def encode_update_hyperparameters(hyperparameters: Mapping[str, Any] | None) -> 
         numbers = {name: _number(name, value) for name, value in _without_aliases(values).items()}
         encoded.append(data_pb2.GroupHyperparameters(group=group, values=numbers))
     return encoded
+
+
+def _encodings(encodings: Mapping[str, str | Mapping[str, Any]]) -> dict[str, Any]:
+    unknown = encodings.keys() - {"gradients", "parameters"}
+    if unknown:
+        raise InvalidSpec(f"got encodings for {sorted(unknown)}, expected some of gradients, parameters; leave it out")
+    return {
+        f"{direction[:-1]}_encoding": encode_part(
+            values_pb2.Encoding, {"name": encoding} if isinstance(encoding, str) else encoding
+        )
+        for direction, encoding in encodings.items()
+    }
 
 
 def _parameters(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[run_pb2.ParameterSpec]:

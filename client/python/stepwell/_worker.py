@@ -14,12 +14,13 @@ import numpy as np
 
 from stepwell import payload
 from stepwell._calls import Patience, Settings, again, ask, collect, end, logger
-from stepwell._descriptions import Answer
+from stepwell._descriptions import Answer, Outcome
+from stepwell._encoding import PIECE_BYTES, EncodedUpdate, Encoder
 from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
 from stepwell._layout import Layout, LayoutPieces, listed
 from stepwell._methods import GET_LAYOUT, JOIN, SHARE_MEMORY, WORK
-from stepwell._packing import Gradients, Part, check_array, pack
+from stepwell._packing import Gradients, Part, Piece, check_array, pack
 from stepwell._progress import Transfer
 from stepwell._receiving import Received
 from stepwell._requests import Do, Lost, Open, Receive, Send, Silent, Steps, Stream
@@ -72,6 +73,7 @@ class Worker:
         self.layout: Layout | None = None
         self.last_answer: Answer | None = None
         self.loss_scale: float | None = None
+        self.encoder: Encoder | None = None
         self.before_answer: Hook | None = None
         self.after_answer: Hook | None = None
         self.stream: Stream | None = None
@@ -107,7 +109,7 @@ class Worker:
         header.identity.CopyFrom(self._identity(membership))
         header.without_gradient.extend(gradients.without_gradient)
         header.inputs.extend(gradients.inputs)
-        exchange = Exchange(Update(header, gradients), selection, received, self._token)
+        exchange = Exchange(Update(header, gradients, self._encoded(self.layout)), selection, received, self._token)
         if self.shared is not None:
             shared = self.shared
             yield Do(lambda: shared.fill(gradients))
@@ -140,7 +142,8 @@ class Worker:
         assert self._membership is not None
         selection, received = select(layout) if select else (None, None)
         header.identity.CopyFrom(self._identity(self._membership))
-        return Layered(header, selection, received, what, patience, self._membership)
+        encoded = self._encoded(layout)
+        return Layered(header, selection, received, what, patience, self._membership, encoded)
 
     def add(self, layered: "Layered", name: str, gradient: Any) -> Steps[None]:
         """Take a gradient, or None for a parameter that has none; it is sent while the caller goes on to the next."""
@@ -166,7 +169,7 @@ class Worker:
         exchange = layered.exchange
         if exchange is None:  # nothing was sent
             layered.header.without_gradient.extend(gradients.without_gradient)
-            update = Update(layered.header, gradients)
+            update = Update(layered.header, gradients, layered.encoded)
             exchange = Exchange(update, layered.selection, layered.received, self._token)
             work = self._carry_out(exchange, layered.patience)
         else:
@@ -194,7 +197,7 @@ class Worker:
         stream = self.stream
         assert stream is not None
         try:
-            for pieces in pack(layered.waiting()):
+            for pieces in layered.messages():
                 yield from self._send(layered.exchange, stream, layered.exchange.part(header, pieces), layered.patience)
                 header = None
         except (Lost, Silent):
@@ -202,8 +205,10 @@ class Worker:
             self.stream, layered.broken = None, True
 
     def _finish_layers(self, layered: "Layered", exchange: Exchange, gradients: Gradients) -> Steps[None]:
-        exchange.update = Update(layered.header, gradients)
-        if not layered.broken:
+        exchange.update = Update(layered.header, gradients, layered.encoded)
+        if layered.broken:
+            layered.messages()
+        else:
             yield from self._send_layers(layered)
         if not layered.broken:
             stream = self.stream
@@ -324,6 +329,8 @@ class Worker:
         if forked:
             self._stop_sharing()
             self._membership = None
+            if self.encoder is not None:
+                self.encoder.reset()
             self.name = default_name(prefix=self._settings.worker)
 
     def _carry_out(self, exchange: Exchange, patience: Patience) -> Steps[None]:
@@ -414,6 +421,9 @@ class Worker:
             self.loss_scale = exchange.answer.loss_scale
             self.version = max(self.version, exchange.answer.committed_version, exchange.version)
             membership.sequence += 1
+            update = exchange.update
+            if update and update.encoded and exchange.answer.outcome in (Outcome.COMMITTED, Outcome.FOLDED):
+                update.encoded.settle()
         elif not exchange.refused:
             # Given up, so its fate is not known. A new epoch fences whatever of it is still on its way.
             self._membership = None
@@ -425,6 +435,9 @@ class Worker:
         """
         with contextlib.suppress(StepwellError):
             yield from self.join(self._settings.silence_seconds)
+
+    def _encoded(self, layout: Layout) -> EncodedUpdate | None:
+        return EncodedUpdate(self.encoder, layout) if self.encoder else None
 
     @property
     def _token(self) -> bytes:
@@ -486,9 +499,10 @@ class Layered:
         what: str,
         patience: Patience,
         membership: Membership,
+        encoded: EncodedUpdate | None,
     ) -> None:
         self.header, self.selection, self.received = header, selection, received
-        self.what, self.patience, self.membership = what, patience, membership
+        self.what, self.patience, self.membership, self.encoded = what, patience, membership, encoded
         self.gradients: dict[str, Any] = {}
         self.exchange: Exchange | None = None
         self.broken = self.over = False
@@ -516,10 +530,12 @@ class Layered:
             self.waiting_bytes += array.nbytes
         return array
 
-    def waiting(self) -> list[Part]:
-        """What is to be sent next."""
+    def messages(self) -> list[list[Piece]]:
+        """What is to be sent next, encoded where the run says so, whether or not the sending succeeds."""
         waiting, self._waiting, self.waiting_bytes = self._waiting, [], 0
-        return waiting
+        if self.encoded is None:
+            return list(pack(waiting))
+        return [self.encoded.add(pieces) for pieces in pack(waiting, PIECE_BYTES)]
 
 
 class JoinPieces:

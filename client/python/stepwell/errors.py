@@ -3,11 +3,13 @@
     StepwellError
     ├── ContractMismatch, MalformedRequest, Internal
     ├── InvalidName, InvalidValue, InvalidSpec
-    ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument
+    ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument,
+    │   UnknownEncoding
     ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
     ├── RunDiffers               a run of this name exists with another spec
     ├── RunReplaced              the run was deleted, and perhaps made anew, since it was joined
     ├── InvalidGradient          wrong name, shape or dtype; found before anything is sent
+    ├── EncodingNotAllowed, InvalidEncoding
     ├── InvalidRange, IncompleteUpdate, GradientRequired, InputRequired, NonfiniteGradient
     ├── SequenceReused, SequenceTooOld, SequenceGap
     ├── WorkerFenced             a newer join under the same worker name has taken over
@@ -87,6 +89,15 @@ class UnknownWrapper(StepwellError): ...
 
 
 class UnknownArgument(StepwellError): ...
+
+
+class UnknownEncoding(StepwellError): ...
+
+
+class EncodingNotAllowed(StepwellError): ...
+
+
+class InvalidEncoding(StepwellError): ...
 
 
 class UnknownRun(StepwellError): ...

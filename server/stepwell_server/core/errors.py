@@ -2,7 +2,8 @@
 
 DomainError
 ├── InvalidName              a name outside its alphabet or length
-├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument
+├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument,
+│   UnknownEncoding
 ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
 ├── InvalidValue             wrong kind, out of range, or not finite
 ├── InvalidSpec              parts of a spec that do not fit together
@@ -10,6 +11,8 @@ DomainError
 ├── RunReplaced              the run was deleted, and perhaps made anew, since the worker joined
 ├── InvalidUpdate
 │   ├── InvalidRange         outside its group, unaligned, overlapping, or of a parameter that sends nothing
+│   ├── EncodingNotAllowed   a range in an encoding that the run does not have
+│   ├── InvalidEncoding      an encoded range whose parts do not fit together
 │   ├── IncompleteUpdate     a declared parameter whose bytes did not all arrive
 │   ├── GradientRequired     no gradient where the flavor counts one step for the whole run
 │   ├── InputRequired        without a loss, or a further vector, that the run's optimizer needs
@@ -61,6 +64,9 @@ class UnknownWrapper(DomainError): ...
 class UnknownArgument(DomainError): ...
 
 
+class UnknownEncoding(DomainError): ...
+
+
 class UnknownRun(DomainError): ...
 
 
@@ -95,6 +101,12 @@ class InvalidUpdate(DomainError): ...
 
 
 class InvalidRange(InvalidUpdate): ...
+
+
+class EncodingNotAllowed(InvalidUpdate): ...
+
+
+class InvalidEncoding(InvalidUpdate): ...
 
 
 class IncompleteUpdate(InvalidUpdate): ...

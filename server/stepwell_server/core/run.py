@@ -219,7 +219,15 @@ class Run:
                     "'sparsity_lr' has source 'client'; send it with every update",
                     missing="sparsity_factor",
                 )
-        return Staging(self.name, header, self.layout, settings, vectors, self.spec.nonfinite != "allow")
+        return Staging(
+            self.name,
+            header,
+            self.layout,
+            settings,
+            vectors,
+            self.spec.nonfinite != "allow",
+            self.spec.parsed_gradient_encoding,
+        )
 
     def recall(self, identity: Identity) -> Answer | None:
         """The answer of an update that was made before, None for the worker's next; raises as `Workers.recall`."""

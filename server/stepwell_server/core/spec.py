@@ -10,6 +10,7 @@ import numpy as np
 
 from stepwell_server.core.arguments import POSITIVE
 from stepwell_server.core.compiler.text import define_from_text, digest
+from stepwell_server.core.encoding import GRADIENT_ENCODINGS, PARAMETER_ENCODINGS, Encoding, parse_encoding
 from stepwell_server.core.errors import InvalidSpec, InvalidValue
 from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, LayoutGroup, ParameterSpec, build_layout
 from stepwell_server.core.schedules import Schedule, find_schedule
@@ -48,6 +49,7 @@ class RunSpec:
 
     transforms, wrappers: [{"name": ..., arguments}], for all groups. report_norms: whether answers tell them.
     definition: an optimizer as text, see `compiler/text.py`; then optimizer is its function's name, or "".
+    gradient_encoding, parameter_encoding: {"name": ..., arguments}, see `encoding.py`; None for none.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -62,6 +64,18 @@ class RunSpec:
     wrappers: tuple[Mapping[str, Any], ...] = ()
     report_norms: bool = False
     definition: str = ""
+    gradient_encoding: Mapping[str, Any] | None = None
+    parameter_encoding: Mapping[str, Any] | None = None
+
+    @cached_property
+    def parsed_gradient_encoding(self) -> Encoding | None:
+        """What gradients may come in; raises what `parse_encoding` raises."""
+        return parse_encoding(self.gradient_encoding, GRADIENT_ENCODINGS, "gradients")
+
+    @cached_property
+    def parsed_parameter_encoding(self) -> Encoding | None:
+        """What parameters may be sent in; raises what `parse_encoding` raises."""
+        return parse_encoding(self.parameter_encoding, PARAMETER_ENCODINGS, "parameters")
 
     @cached_property
     def parsed_transforms(self) -> tuple[Transforming, ...]:
@@ -83,7 +97,7 @@ class RunSpec:
             )
         if all(group.frozen for group in layout.groups):
             raise InvalidSpec("every parameter is frozen, expected one to optimize; leave one unfrozen")
-        _ = self.parsed_transforms
+        _ = self.parsed_transforms, self.parsed_gradient_encoding, self.parsed_parameter_encoding
         wrappers = parse_wrappers(self.wrappers)
         specs = {group.name: group for group in (GroupSpec(DEFAULT_GROUP, ()), *self.groups)}
         made = {name: self._settings(specs[name], wrappers) for name in {group.name for group in layout.groups}}
@@ -117,6 +131,8 @@ class RunSpec:
             "wrappers": [dict(each) for each in self.wrappers],
             "report_norms": self.report_norms,
             "definition": self.definition,
+            "gradient_encoding": self.gradient_encoding,
+            "parameter_encoding": self.parameter_encoding,
         }
 
     @staticmethod
@@ -180,6 +196,8 @@ class RunSpec:
             "report_norms": str(self.report_norms),
             "transforms": str([each.spec for each in self.parsed_transforms]),
             "wrappers": str([each.spec for each in parse_wrappers(self.wrappers)]),
+            "encoding of gradients": _spec_of(self.parsed_gradient_encoding),
+            "encoding of parameters": _spec_of(self.parsed_parameter_encoding),
         }
         for placed in layout.parameters:
             group = layout.groups[placed.group].name
@@ -196,6 +214,10 @@ class RunSpec:
             for name, scheduled in settings.schedules.items():
                 facts[f"group '{group}': schedule of {name}"] = _describe(scheduled.schedule)
         return facts
+
+
+def _spec_of(encoding: Encoding | None) -> str:
+    return "none" if encoding is None else str(encoding.spec)
 
 
 def _check_groups_of(name: str, settings: Settings | None, groups: Sequence[LayoutGroup], layout: Layout) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stepwell_server.core.arguments import unknown
 from stepwell_server.core.devices.device import Device
+from stepwell_server.core.encoding import Encoded, Encoding, check_allowed
 from stepwell_server.core.errors import (
     GradientRequired,
     IncompleteUpdate,
@@ -118,6 +119,26 @@ class GroupTransfer:
             self.vector, packed, begin, layout.packed_offsets, layout.vector_offsets, dtype or self.layout.dtype
         )
 
+    def place_decoded(self, device: Device, begin: int, encoded: Encoded, encoding: Encoding) -> int:
+        """Decode an admitted range to its place; returns the index of an element that is not finite, else -1.
+
+        Safe on any thread. Raises InvalidEncoding.
+        """
+        layout = self.layout.state
+        begin = begin // self.layout.dtype.itemsize * layout.dtype.itemsize
+        size = encoded.elements * layout.dtype.itemsize
+        place = int(np.searchsorted(layout.packed_offsets, begin, side="right")) - 1
+        in_place = begin + size <= layout.packed_offsets[place + 1] and isinstance(self.vector, np.ndarray)
+        if in_place:
+            first = int(layout.begins[place]) + (begin - int(layout.packed_offsets[place])) // layout.dtype.itemsize
+            elements = self.vector[first : first + encoded.elements]
+        else:  # over padding, or into another memory
+            elements = np.empty(encoded.elements, layout.dtype)
+        finite = encoding.decode(encoded, elements, self.what)
+        if not in_place:
+            device.place(self.vector, elements.view(np.uint8), begin, layout.packed_offsets, layout.vector_offsets)
+        return -1 if finite else int(np.argmin(np.isfinite(elements)))
+
     def expect_all(self, present: NDArray[np.bool_] | None) -> list[tuple[int, int]]:
         """Count everything as arrived at once; returns the packed intervals that this is."""
         for begin, end in _expected(self.layout, present):
@@ -158,7 +179,9 @@ class Staging:
         settings: Sequence[Settings | None],
         vectors: Mapping[Key, Vector],
         check_finite: bool,
+        encoding: Encoding | None = None,
     ) -> None:
+        """encoding: that ranges of gradients may be in."""
         self.header = header
         self.layout = layout
         self._run = run
@@ -175,6 +198,7 @@ class Staging:
         # Whether the vectors are a worker's own, which a commit reads and never writes.
         self.borrowed = False
         self._check_finite = check_finite
+        self._encoding = encoding
 
     @staticmethod
     def sizes(layout: Layout, settings: Sequence[Settings | None], header: UpdateHeader) -> dict[Key, Size]:
@@ -189,15 +213,30 @@ class Staging:
                     sizes[number, place] = sizes[number, 0]
         return sizes
 
-    def admit(self, group: int, begin: int, size: int, number: int = 0, dtype: np.dtype[Any] | None = None) -> None:
-        """Count a range before it is placed; raises InvalidRange. number: 0 for gradients, else the input's."""
+    def admit(
+        self,
+        group: int,
+        begin: int,
+        size: int,
+        number: int = 0,
+        dtype: np.dtype[Any] | None = None,
+        encoded: Encoded | None = None,
+    ) -> None:
+        """Count a range before it is placed; raises InvalidRange. number: 0 for gradients, else the input's.
+
+        encoded: the range, where it is; size and dtype then do not count. Raises EncodingNotAllowed, InvalidEncoding.
+        """
         if (group, number) not in self.transfers:
             known = sorted({group for group, _ in self.transfers})
             raise InvalidRange(
                 f"a range for group {group}, input {number}, expected one of the groups {known} and the inputs "
                 f"{list(self.header.inputs)} that the header names; frozen groups take no gradients"
             )
-        self.transfers[group, number].admit(begin, size, dtype)
+        transfer = self.transfers[group, number]
+        if encoded is not None:
+            check_allowed(None if number else self._encoding, encoded.name, transfer.what).check(encoded, transfer.what)
+            size, dtype = encoded.elements * transfer.layout.dtype.itemsize, None
+        transfer.admit(begin, size, dtype)
 
     def place(
         self,
@@ -207,9 +246,16 @@ class Staging:
         data: Any,
         number: int = 0,
         dtype: np.dtype[Any] | None = None,
+        encoded: Encoded | None = None,
     ) -> None:
-        """Copy an admitted range to its place and test it; safe on any thread."""
+        """Copy or decode an admitted range to its place and test it; safe on any thread. Raises InvalidEncoding."""
         transfer = self.transfers[group, number]
+        if encoded is not None:
+            assert self._encoding is not None, "admitted"
+            bad = transfer.place_decoded(device, begin, encoded, self._encoding)
+            if bad >= 0 and self._check_finite:
+                self.nonfinite = ((group, number), begin + bad * transfer.layout.dtype.itemsize)
+            return
         transfer.place(device, begin, data, dtype)
         arrived = dtype or transfer.layout.dtype
         if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):

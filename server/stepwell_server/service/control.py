@@ -7,6 +7,7 @@ from stepwell.v1 import control_pb2 as pb
 from stepwell.v1 import control_pb2_grpc, run_pb2
 from stepwell.wire import CONTRACT, RANGE_BYTES, decode_schedule
 from stepwell_server import __version__
+from stepwell_server.core.encoding import GRADIENT_ENCODINGS, PARAMETER_ENCODINGS
 from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import check_name
 from stepwell_server.core.optimizers import OPTIMIZERS
@@ -127,6 +128,8 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         return pb.ListPartsResponse(
             transforms=[encode.encode_part_entry(definition) for _, definition in sorted(TRANSFORMS.items())],
             wrappers=[encode.encode_part_entry(definition) for _, definition in sorted(WRAPPERS.items())],
+            gradient_encodings=map(encode.encode_encoding_entry, GRADIENT_ENCODINGS.values()),
+            parameter_encodings=map(encode.encode_encoding_entry, PARAMETER_ENCODINGS.values()),
         )
 
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Any) -> pb.PreviewScheduleResponse:
@@ -187,6 +190,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
                     raise MalformedRequest(
                         f"values for group {part.group}, expected one of the layout; take it from there"
                     )
+                encode.check_plain(part)
                 transfer = claim.transfers[part.group]
                 transfer.admit(part.packed_offset_bytes, len(data))
                 await machine.run_sized(

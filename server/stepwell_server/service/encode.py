@@ -19,7 +19,9 @@ from stepwell.wire import (
 )
 from stepwell_server.core.arguments import Argument, Kind, Required, Value
 from stepwell_server.core.compiler.definition import GIVEN_NUMBERS, Definition
-from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
+from stepwell_server.core.encoding import Encoding
+from stepwell_server.core.encoding import Entry as EncodingEntry
+from stepwell_server.core.errors import EncodingNotAllowed, InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import Layout, ParameterSpec
 from stepwell_server.core.run import Run
 from stepwell_server.core.schedules import ScheduleEntry
@@ -79,6 +81,8 @@ def decode_spec(message: run_pb2.Spec, parameters_max: int) -> RunSpec:
         transforms=tuple(decode_part(part) for part in message.transforms),
         wrappers=tuple(decode_part(part) for part in message.wrappers),
         report_norms=message.report_norms,
+        gradient_encoding=decode_part(message.gradient_encoding) if message.HasField("gradient_encoding") else None,
+        parameter_encoding=decode_part(message.parameter_encoding) if message.HasField("parameter_encoding") else None,
     )
 
 
@@ -114,6 +118,14 @@ def decode_identity(message: data_pb2.UpdateIdentity) -> Identity:
         fingerprint=message.fingerprint,
         acknowledged_version=message.acknowledged_version,
     )
+
+
+def check_plain(part: run_pb2.Range) -> None:
+    """Raise EncodingNotAllowed for a range of values or of a state that is not plain elements of the group's type."""
+    if part.encoding or part.dtype:
+        raise EncodingNotAllowed(
+            "a range of values came encoded or in another type, expected plain elements of its group's; send these"
+        )
 
 
 def encode_answer(answer: Answer) -> data_pb2.Answer:
@@ -228,6 +240,15 @@ def encode_part_entry(definition: Definition) -> control_pb2.PartDescription:
     )
 
 
+def encode_encoding_entry(entry: EncodingEntry) -> control_pb2.PartDescription:
+    return control_pb2.PartDescription(
+        name=entry.name,
+        summary=entry.summary,
+        reference=entry.reference,
+        arguments=[_encode_argument(argument) for argument in entry.arguments],
+    )
+
+
 def encode_schedule_entry(entry: ScheduleEntry) -> control_pb2.ScheduleDescription:
     fewest, most = {None: (0, 0), 1: (1, 1), "many": (1, 63)}[entry.children]
     return control_pb2.ScheduleDescription(
@@ -279,6 +300,8 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
         transforms=[encode_part(values_pb2.Transform, part) for part in spec.transforms],
         wrappers=[encode_part(values_pb2.Wrapper, part) for part in spec.wrappers],
         report_norms=spec.report_norms,
+        gradient_encoding=_encode_encoding(spec.parsed_gradient_encoding),
+        parameter_encoding=_encode_encoding(spec.parsed_parameter_encoding),
     )
     _fill(message, spec)
     for group in spec.groups:
@@ -292,6 +315,10 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
         )
         _fill(added, group)
     return message
+
+
+def _encode_encoding(encoding: Encoding | None) -> values_pb2.Encoding | None:
+    return None if encoding is None else encode_part(values_pb2.Encoding, encoding.spec)
 
 
 def _fill(message: Any, spec: RunSpec | GroupSpec) -> None:

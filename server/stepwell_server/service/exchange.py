@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from stepwell.payload import Buffer, Outgoing
 from stepwell.v1 import data_pb2
 from stepwell.wire import decode_dtype
+from stepwell_server.core.encoding import Encoded, Encoding
 from stepwell_server.core.errors import MalformedRequest, RunReplaced
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.run import Hold
@@ -17,7 +18,7 @@ from stepwell_server.core.update import Staging
 from stepwell_server.core.workers import Answer
 from stepwell_server.service import outgoing
 from stepwell_server.service.encode import decode_header, decode_identity
-from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine
+from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine, placed_bytes
 from stepwell_server.service.runs import Runs
 
 M = TypeVar("M", bound=Message)
@@ -56,11 +57,12 @@ class Exchange:
         ranges = []
         for part, data in zip(message.ranges, datas, strict=True):
             dtype = decode_dtype(part.dtype) if part.dtype else None
-            self._staging.admit(part.group, part.packed_offset_bytes, len(data), part.input, dtype)
-            ranges.append((part.group, part.packed_offset_bytes, data, part.input, dtype))
+            encoded = Encoded(part.encoding, part.elements, data, part.scales, part.indices) if part.encoding else None
+            self._staging.admit(part.group, part.packed_offset_bytes, len(data), part.input, dtype, encoded)
+            ranges.append((part.group, part.packed_offset_bytes, data, part.input, dtype, encoded))
         await self._placed()
         placing = self._hosted.place(self._staging, ranges)
-        if sum(len(data) for _, _, data, _, _ in ranges) <= INLINE_BYTES_MAX:
+        if placed_bytes(ranges) <= INLINE_BYTES_MAX:
             await placing
         else:  # on a thread, while the next message is read
             self._placing = asyncio.create_task(placing)
@@ -95,7 +97,8 @@ class Exchange:
             return SharedParameters(*await session.hold(newer_than))
         pieces = outgoing.select(hosted.run.layout, selection.parameters)
         hold, points = await hosted.hold_point(selection.point or "parameters", newer_than)
-        return Parameters(self._runs.machine, hosted, hold, pieces, points)
+        encoding = hosted.run.spec.parsed_parameter_encoding if selection.encoded else None
+        return Parameters(self._runs.machine, hosted, hold, pieces, points, encoding)
 
     def close(self) -> None:
         """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
@@ -155,9 +158,11 @@ class Parameters:
         hold: Hold | None,
         pieces: list[outgoing.Piece],
         points: Sequence[Vector | None],
+        encoding: Encoding | None = None,
     ) -> None:
-        """points: by group, vectors to send in place of the parameters; freed on `close`."""
+        """points: by group, vectors to send in place of the parameters; freed on `close`. encoding: to send them in."""
         self._points = points
+        self._encoding = encoding
         self._machine = machine
         self._layout = hosted.run.layout
         self._hold = hold
@@ -175,7 +180,7 @@ class Parameters:
             return
         held = [group[""].vector for group in self._hold.groups]
         vectors = [own if point is None else point for own, point in zip(held, self._points, strict=True)]
-        cut = list(outgoing.messages(self._pieces)) or [[]]
+        cut = list(outgoing.messages(self._pieces, self._encoding)) or [[]]
         following = self._read(response, vectors, cut[0])
         for number in range(len(cut)):
             ready = await following
@@ -196,7 +201,9 @@ class Parameters:
     ) -> asyncio.Future[Any]:
         def read() -> Any:
             device, groups = self._machine.memory.device, self._layout.groups
-            return Outgoing(response(), [outgoing.read(device, groups, vectors, piece) for piece in message])
+            return Outgoing(
+                response(), [outgoing.read(device, groups, vectors, piece, self._encoding) for piece in message]
+            )
 
         if sum(size for _, _, size in message) <= INLINE_BYTES_MAX:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

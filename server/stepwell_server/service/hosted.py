@@ -15,6 +15,7 @@ import numpy as np
 from stepwell.payload import Buffer
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.devices.device import Device
+from stepwell_server.core.encoding import Encoded
 from stepwell_server.core.errors import InvalidValue, UnknownRun
 from stepwell_server.core.group import Launch
 from stepwell_server.core.memory import Memory, Size, Vector
@@ -26,8 +27,8 @@ from stepwell_server.core.workers import Answer, Membership
 
 R = TypeVar("R")
 
-# A range of an update: group, begin, data, which input it is, and its type where that is not the group's.
-Arrived = tuple[int, int, Buffer, int, np.dtype[Any] | None]
+# A range of an update: group, begin, data, which input it is, its type where that is not the group's, its encoding.
+Arrived = tuple[int, int, Buffer, int, np.dtype[Any] | None, Encoded | None]
 
 # Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
 INLINE_BYTES_MAX = RANGE_BYTES
@@ -193,9 +194,8 @@ class HostedRun:
             await self.share()  # the run has gone over to another state
 
     async def place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
-        """Copy admitted ranges to their places."""
-        size = sum(len(data) for _, _, data, _, _ in ranges)
-        await self._machine.run_sized(size, self._place, staging, ranges)
+        """Copy admitted ranges to their places, or decode them there."""
+        await self._machine.run_sized(placed_bytes(ranges), self._place, staging, ranges)
 
     def discard(self, staging: Staging) -> None:
         """End an update, committed or not."""
@@ -310,8 +310,8 @@ class HostedRun:
             run.free()
 
     def _place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
-        for group, begin, data, number, dtype in ranges:
-            staging.place(self._machine.memory.device, group, begin, data, number, dtype)
+        for group, begin, data, number, dtype, encoded in ranges:
+            staging.place(self._machine.memory.device, group, begin, data, number, dtype, encoded)
 
     async def _commit(self, staging: Staging) -> Answer:
         try:
@@ -367,6 +367,11 @@ class HostedRun:
                     group.copies[name] = vector
                 return vectors[len(needed) :]
             await self._machine.changed()
+
+
+def placed_bytes(ranges: Sequence[Arrived]) -> int:
+    """About how much is written when these are placed."""
+    return sum([4 * encoded.elements if encoded else len(data) for _, _, data, _, _, encoded in ranges])
 
 
 def _copy_all(device: Device, sources: Sequence[Vector], targets: Sequence[Vector]) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepwell.payload import Buffer
 from stepwell.v1 import run_pb2
-from stepwell.wire import RANGE_BYTES
-from stepwell_server.core.devices.device import Bytes, Device
+from stepwell.wire import RANGE_BYTES, encode_dtype
+from stepwell_server.core.devices.device import Device
+from stepwell_server.core.encoding import Encoding
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Vector
@@ -40,10 +42,10 @@ def select(layout: Layout, indices: Sequence[int]) -> list[Piece]:
     return pieces
 
 
-def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """The same bytes in lists that fit one message each."""
+def messages(pieces: Sequence[Piece], encoding: Encoding | None = None) -> Iterator[list[Piece]]:
+    """The same bytes in lists that fit one message each; encoded ones take at most half of what they are."""
     message: list[Piece] = []
-    room = RANGE_BYTES
+    room = room_max = RANGE_BYTES if encoding is None else 2 * RANGE_BYTES
     for group, begin, size in pieces:
         while size:
             part = min(size, room)
@@ -51,20 +53,35 @@ def messages(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
             begin, size, room = begin + part, size - part, room - part
             if not room:
                 yield message
-                message, room = [], RANGE_BYTES
+                message, room = [], room_max
     if message:
         yield message
 
 
 def read(
-    device: Device, groups: Sequence[LayoutGroup], vectors: Sequence[Vector], piece: Piece
+    device: Device,
+    groups: Sequence[LayoutGroup],
+    vectors: Sequence[Vector],
+    piece: Piece,
+    encoding: Encoding | None = None,
 ) -> tuple[run_pb2.Range, list[Buffer]]:
     """A range, and its data: where it lies in host memory as it travels, that itself, to be used while it is held."""
     number, begin, size = piece
     group, vector = groups[number], vectors[number]
     ranged = run_pb2.Range(group=number, packed_offset_bytes=begin)
+    cast = encoding.dtype_for(group.dtype) if encoding else None
+    if cast is not None:
+        ranged.dtype = encode_dtype(cast)
+        with np.errstate(over="ignore"):
+            return ranged, [_elements(device, group, vector, begin, size).astype(cast).view(np.uint8)]
+    if encoding is not None and encoding.name == "int8":
+        elements = _elements(device, group, vector, begin, size)
+        codes, scales = encoding.encode(elements)
+        ranged.encoding, ranged.elements, ranged.scales = encoding.name, len(elements), scales.tobytes()
+        return ranged, [codes]
     if group.dtype != vector.dtype:
-        return ranged, [_narrowed(device, group, vector, begin, size)]
+        with np.errstate(over="ignore"):
+            return ranged, [_elements(device, group, vector, begin, size).astype(group.dtype).view(np.uint8)]
     place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
     if begin + size <= group.packed_offsets[place + 1]:
         start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
@@ -74,14 +91,13 @@ def read(
     return ranged, [packed]
 
 
-def _narrowed(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> Bytes:
-    """A piece of parameters that the state holds in a wider type, in their own."""
+def _elements(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> NDArray[Any]:
+    """A piece of the parameters in the type that the state holds them in; begin and size count in their own."""
     wide = group.state
     factor = wide.dtype.itemsize // group.dtype.itemsize
     packed = np.empty(size * factor, np.uint8)
     device.gather(vector, packed, begin * factor, wide.packed_offsets, wide.vector_offsets)
-    with np.errstate(over="ignore"):
-        return packed.view(wide.dtype).astype(group.dtype).view(np.uint8)
+    return packed.view(wide.dtype)
 
 
 def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:

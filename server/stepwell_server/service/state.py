@@ -15,6 +15,7 @@ from stepwell_server.core.run import GroupArrays, Run
 from stepwell_server.core.settings import Settings
 from stepwell_server.core.update import GroupTransfer
 from stepwell_server.service import outgoing
+from stepwell_server.service.encode import check_plain
 from stepwell_server.service.hosted import HostedRun
 from stepwell_server.service.runs import Runs
 from stepwell_server.service.streams import write
@@ -142,6 +143,7 @@ async def _place(runs: Runs, transfers: dict[Key, GroupTransfer], request: pb.Se
                 f"the run has no array {pb.StateKind.Name(part.kind)} '{part.name[:200]}' in group "
                 f"{part.range.group}, expected those that GetState sends; send these"
             )
+        check_plain(part.range)
         data = part.range.data  # each read copies
         transfer.admit(part.range.packed_offset_bytes, len(data))
         await runs.machine.run_sized(

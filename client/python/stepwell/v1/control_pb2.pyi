@@ -303,12 +303,16 @@ class ListPartsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListPartsResponse(_message.Message):
-    __slots__ = ("transforms", "wrappers")
+    __slots__ = ("transforms", "wrappers", "gradient_encodings", "parameter_encodings")
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     WRAPPERS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     transforms: _containers.RepeatedCompositeFieldContainer[PartDescription]
     wrappers: _containers.RepeatedCompositeFieldContainer[PartDescription]
-    def __init__(self, transforms: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ...) -> None: ...
+    gradient_encodings: _containers.RepeatedCompositeFieldContainer[PartDescription]
+    parameter_encodings: _containers.RepeatedCompositeFieldContainer[PartDescription]
+    def __init__(self, transforms: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., gradient_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., parameter_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ...) -> None: ...
 
 class PartDescription(_message.Message):
     __slots__ = ("name", "summary", "reference", "matches", "arguments", "points")

@@ -128,20 +128,22 @@ class Commit(_message.Message):
     def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory")
+    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory", "encoded")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     IF_NEWER_THAN_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     POINT_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_FIELD_NUMBER: _ClassVar[int]
     run: str
     parameters: _containers.RepeatedScalarFieldContainer[int]
     if_newer_than: int
     run_uid: bytes
     point: str
     shared_memory: bytes
-    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ..., shared_memory: _Optional[bytes] = ...) -> None: ...
+    encoded: bool
+    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ..., shared_memory: _Optional[bytes] = ..., encoded: bool = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("outcome", "committed_version", "loss_scale", "gradient_norms", "parameter_norms")

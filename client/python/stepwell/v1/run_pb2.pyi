@@ -33,7 +33,7 @@ NONFINITE_SKIP: Nonfinite
 NONFINITE_ALLOW: Nonfinite
 
 class Spec(_message.Message):
-    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms")
+    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms", "gradient_encoding", "parameter_encoding")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,8 @@ class Spec(_message.Message):
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     WRAPPERS_FIELD_NUMBER: _ClassVar[int]
     REPORT_NORMS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_ENCODING_FIELD_NUMBER: _ClassVar[int]
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     optimizer: str
     flavor: str
@@ -72,7 +74,9 @@ class Spec(_message.Message):
     transforms: _containers.RepeatedCompositeFieldContainer[_values_pb2.Transform]
     wrappers: _containers.RepeatedCompositeFieldContainer[_values_pb2.Wrapper]
     report_norms: bool
-    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ...) -> None: ...
+    gradient_encoding: _values_pb2.Encoding
+    parameter_encoding: _values_pb2.Encoding
+    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ..., gradient_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., parameter_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ...) -> None: ...
 
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -157,18 +161,26 @@ class LayoutParameter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., group: _Optional[int] = ..., vector_offset_bytes: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ...) -> None: ...
 
 class Range(_message.Message):
-    __slots__ = ("group", "packed_offset_bytes", "data", "input", "dtype")
+    __slots__ = ("group", "packed_offset_bytes", "data", "input", "dtype", "encoding", "elements", "scales", "indices")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PACKED_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    SCALES_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
     group: int
     packed_offset_bytes: int
     data: bytes
     input: int
     dtype: DType
-    def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., input: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    encoding: str
+    elements: int
+    scales: bytes
+    indices: bytes
+    def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., input: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., encoding: _Optional[str] = ..., elements: _Optional[int] = ..., scales: _Optional[bytes] = ..., indices: _Optional[bytes] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics")
