@@ -22,11 +22,11 @@ demo: .venv/.installed ## Train on real data through a live server, and draw wha
 
 .PHONY: bench
 bench: .venv/.installed ## Print the benchmark tables; install PyTorch (make test-references) to compare with it, too
-	$(BIN)/python tests/benchmarks/main.py $(BENCH)
+	$(BIN)/stepwell bench $(BENCH)
 
 .PHONY: bench-gpu
 bench-gpu: .venv/.installed ## Print the GPU's table; install CuPy (the extra cuda12 or cuda13) into .venv before
-	$(BIN)/python tests/benchmarks/gpu.py $(BENCH)
+	$(BIN)/python -m stepwell_server.benchmarks.gpu $(BENCH)
 
 .PHONY: experiments
 experiments: .venv/.installed ## Measure what is claimed of the optimizers; write docs/experiments.md and its pictures

@@ -9,10 +9,12 @@ def main() -> None:
     """Run the command line."""
     try:
         # Here, so that what may be missing is caught.
+        from stepwell_server.benchmarks import commands as benchmarks  # noqa: PLC0415
         from stepwell_server.commands import app  # noqa: PLC0415
-        from stepwell_server.experiments.commands import add_commands  # noqa: PLC0415
+        from stepwell_server.experiments import commands as experiments  # noqa: PLC0415
 
-        add_commands(app)
+        experiments.add_commands(app)
+        benchmarks.add_commands(app)
         app()
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed import rpc
 
-from tests.benchmarks.options import Floats
-from tests.benchmarks.peers import announce
+from stepwell_server.benchmarks.options import Floats
+from stepwell_server.benchmarks.peers import announce
 
 _SERVER, _WORKER = "server", "worker"
 

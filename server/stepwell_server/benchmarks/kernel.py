@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 
+from stepwell_server.benchmarks.contest import Baseline, Contestant, compete
+from stepwell_server.benchmarks.options import Options, has_torch, missing, random_vector
+from stepwell_server.benchmarks.report import Table
 from stepwell_server.core.compiler.program import specialise
 from stepwell_server.core.devices.cpu import CpuDevice
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.optimizers import adam
 from stepwell_server.core.pieces import whole
-from tests.benchmarks.contest import Baseline, Contestant, compete
-from tests.benchmarks.options import Options, has_torch, random_vector
-from tests.benchmarks.report import Table
 
 _BASELINES = (Baseline("floor", "floor"), Baseline("torch-fused", "torch fused"))
 _FLOAT32 = np.dtype(np.float32)
@@ -37,9 +37,7 @@ def benchmark(options: Options) -> Table:
             _BASELINES,
             rounds=options.rounds,
             warmup_rounds=2,
-            notes=()
-            if has_torch()
-            else ("PyTorch is not installed, so its rows are missing; see docs/benchmarks.md.",),
+            notes=missing(),
         )
     finally:
         device.close()
@@ -62,7 +60,7 @@ def _floor(device: CpuDevice, param: Vector, grad: Vector, exp_avg: Vector, exp_
 
 
 # Numba takes the types from the signature above.
-def _touch(begin, end, param, grad, exp_avg, exp_avg_sq, nothing):
+def _touch(begin, end, param, grad, exp_avg, exp_avg_sq, nothing):  # type: ignore[no-untyped-def]
     """Read all four, write three, and leave them as they were for whoever is next: `nothing` is 0 at run time."""
     for i in range(begin, end):
         change = nothing * grad[i]
@@ -97,7 +95,7 @@ def _torch(options: Options, param: Vector, grad: Vector, exp_avg: Vector, exp_a
     # These import PyTorch, which may be missing.
     import torch
 
-    from tests.benchmarks.torch_adam import TorchAdam
+    from stepwell_server.benchmarks.torch_adam import TorchAdam
 
     torch.set_num_threads(options.threads)
     arrays = (param, grad, exp_avg, exp_avg_sq)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.options import SEED
-from tests.benchmarks.report import Table
+from stepwell_server.benchmarks.options import SEED
+from stepwell_server.benchmarks.report import Table
 
 _UNITS = {"ms": 1e3, "us": 1e6}
 

@@ -10,16 +10,26 @@ import numpy as np
 
 import stepwell
 from stepwell._calls import Transport
-from tests.benchmarks.contest import Baseline, Contestant, compete
-from tests.benchmarks.grpc_echo import GrpcEcho
-from tests.benchmarks.options import Floats, Options, as_bytes, as_tensors, has_torch, random_vector
-from tests.benchmarks.peers import start, start_stepwell
-from tests.benchmarks.report import Table
-from tests.benchmarks.tcp_echo import TcpEcho, When
+from stepwell_server.benchmarks.contest import Baseline, Contestant, compete
+from stepwell_server.benchmarks.grpc_echo import GrpcEcho
+from stepwell_server.benchmarks.options import (
+    Floats,
+    Options,
+    as_bytes,
+    as_tensors,
+    has_ray,
+    has_torch,
+    missing,
+    random_vector,
+)
+from stepwell_server.benchmarks.peers import start, start_stepwell
+from stepwell_server.benchmarks.report import Table
+from stepwell_server.benchmarks.tcp_echo import TcpEcho, When
 
 _BASELINES = (
     Baseline("tcp", "raw TCP"),
     Baseline("torch-rpc", "torch rpc"),
+    Baseline("ray", "Ray"),
     Baseline("torch-local", "local"),
 )
 _TCP: dict[When, tuple[str, str]] = {
@@ -38,6 +48,7 @@ def benchmark(options: Options) -> Table:
             _grpc(stack, grad, incoming),
             *_stepwell(stack, options, grad),
             *(_torch(stack, grad) if has_torch() else ()),
+            *(_ray(stack, grad) if has_ray() else ()),
         ]
         return compete(
             f"One step over loopback: {options.size:,} float32 parameters, {options.size_bytes / 1e6:.0f} MB each way",
@@ -45,9 +56,7 @@ def benchmark(options: Options) -> Table:
             _BASELINES,
             rounds=options.rounds,
             warmup_rounds=2,
-            notes=()
-            if has_torch()
-            else ("PyTorch is not installed, so its rows are missing; see docs/benchmarks.md.",),
+            notes=missing(),
         )
 
 
@@ -70,35 +79,39 @@ def _stepwell(stack: ExitStack, options: Options, grad: Floats) -> Iterator[Cont
     peer = stack.enter_context(start_stepwell("--max-memory", options.server_memory()))
     grads = as_tensors(grad)
 
-    def train(transport: Transport) -> stepwell.Run:
-        client = stack.enter_context(stepwell.connect(peer.address, transport=transport))
-        run = client.create_run(transport, as_tensors(random_vector(options.size)), optimizer="adam")
-        return stack.enter_context(run)
+    if "stream" in options.transports:
+        yield from _streaming(stack, peer.address, grads)
+    if "shared_memory" in options.transports:
+        yield from _sharing(stack, peer.address, grads)
 
-    stream, shared = train("stream"), train("shared_memory")
+
+def _streaming(stack: ExitStack, address: str, grads: dict[str, Floats]) -> Iterator[Contestant]:
+    run = _train(stack, address, "stream", "stream", grads)
     out = {name: np.empty_like(part) for name, part in grads.items()}
     kept: dict[str, object] = {}
 
     def fresh() -> None:
         # A trainer drops the old parameters when it has the new ones.
-        kept["fresh"] = stream.step(grads)
+        kept["now"] = run.step(grads)
 
     yield Contestant("stepwell", "Stepwell, stream: run.step(grads), Adam, finite check on", fresh)
     yield Contestant(
         "stepwell-out",
         "Stepwell, stream: run.step(grads, out=...) into arrays kept",
-        lambda: stream.step(grads, out=out),
+        lambda: run.step(grads, out=out),
     )
 
+
+def _sharing(stack: ExitStack, address: str, grads: dict[str, Floats]) -> Iterator[Contestant]:
+    run = _train(stack, address, "shared_memory", "copied", grads)
+    kept: dict[str, object] = {}
+
     def copying() -> None:
-        kept["copying"] = shared.step(grads)
+        kept["now"] = run.step(grads)
 
     yield Contestant("shared", "Stepwell, shared memory: run.step(grads), ordinary arrays in and out", copying)
     # Another run, since the one above would let go of what the views show.
-    client = stack.enter_context(stepwell.connect(peer.address, transport="shared_memory"))
-    resident = stack.enter_context(
-        client.create_run("resident", as_tensors(random_vector(options.size)), optimizer="adam")
-    )
+    resident = _train(stack, address, "shared_memory", "resident", grads)
     own = resident.gradients()
     for name, part in grads.items():
         own[name][...] = part
@@ -110,10 +123,15 @@ def _stepwell(stack: ExitStack, options: Options, grad: Floats) -> Iterator[Cont
     yield Contestant("resident", "Stepwell, shared memory: gradients() in, parameters() out, nothing copied", in_place)
 
 
+def _train(stack: ExitStack, address: str, transport: Transport, name: str, like: dict[str, Floats]) -> stepwell.Run:
+    client = stack.enter_context(stepwell.connect(address, transport=transport))
+    return stack.enter_context(client.create_run(name, like, optimizer="adam"))
+
+
 def _torch(stack: ExitStack, grad: Floats) -> Iterator[Contestant]:
     # These import PyTorch, which may be missing.
-    from tests.benchmarks.torch_adam import TorchAdam
-    from tests.benchmarks.torch_rpc import TorchRpc
+    from stepwell_server.benchmarks.torch_adam import TorchAdam
+    from stepwell_server.benchmarks.torch_rpc import TorchRpc
 
     rendezvous = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "rendezvous"
     stack.enter_context(start("torch_rpc", grad.size, rendezvous))
@@ -121,6 +139,15 @@ def _torch(stack: ExitStack, grad: Floats) -> Iterator[Contestant]:
     yield Contestant("torch-rpc", "torch.distributed.rpc (TensorPipe) with fused Adam; no finite check", worker.step)
     local = TorchAdam(random_vector(grad.size), grad, np.zeros_like(grad), np.zeros_like(grad), fused=True)
     yield Contestant("torch-local", "PyTorch fused Adam in the trainer itself; no service", local.step)
+
+
+def _ray(stack: ExitStack, grad: Floats) -> Iterator[Contestant]:
+    from stepwell_server.benchmarks.ray_actor import RayActor  # imports Ray, which may be missing
+
+    actor = stack.enter_context(closing(RayActor(grad)))
+    yield Contestant(
+        "ray", "a Ray actor with PyTorch's fused Adam, through its object store; no finite check", actor.step
+    )
 
 
 def _check(echo: TcpEcho | GrpcEcho, grad: Floats, incoming: Floats) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 import stepwell
-from tests.benchmarks.options import Floats, Options, as_tensors, random_vector
-from tests.benchmarks.peers import Peer, start_stepwell
-from tests.benchmarks.report import Table
+from stepwell_server.benchmarks.options import Floats, Options, as_tensors, random_vector
+from stepwell_server.benchmarks.peers import Peer, start_stepwell
+from stepwell_server.benchmarks.report import Table
 
 READERS_MAX = 3
 
@@ -133,12 +133,12 @@ def _row(
     options: Options | None = None,
     alone: float = 0.0,
 ) -> dict[str, Any]:
-    status = _status(server)
-    added = None if options is None else status["VmHWM"] - alone
+    memory = status(server)
+    added = None if options is None else memory["VmHWM"] - alone
     return {
         "what": what,
-        "now MB": status["VmRSS"],
-        "most so far MB": status["VmHWM"],
+        "now MB": memory["VmRSS"],
+        "most so far MB": memory["VmHWM"],
         "state and one update MB": accounted,
         "besides MB": besides,
         "added MB": added,
@@ -147,10 +147,10 @@ def _row(
 
 
 def _peak(server: Peer) -> float:
-    return _status(server)["VmHWM"]
+    return status(server)["VmHWM"]
 
 
-def _status(server: Peer) -> dict[str, float]:
+def status(server: Peer) -> dict[str, float]:
     """VmRSS and VmHWM in MB."""
     lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)

@@ -5,11 +5,11 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 import stepwell
-from tests.benchmarks.contest import Baseline, Contestant, compete
-from tests.benchmarks.grpc_echo import GrpcEcho
-from tests.benchmarks.options import ITEM_BYTES, Options, as_bytes, as_tensors, random_vector
-from tests.benchmarks.peers import start, start_stepwell
-from tests.benchmarks.report import Table
+from stepwell_server.benchmarks.contest import Baseline, Contestant, compete
+from stepwell_server.benchmarks.grpc_echo import GrpcEcho
+from stepwell_server.benchmarks.options import ITEM_BYTES, Options, as_bytes, as_tensors, random_vector
+from stepwell_server.benchmarks.peers import start, start_stepwell
+from stepwell_server.benchmarks.report import Table
 
 TENSORS = 200
 ELEMENTS = 128

@@ -4,7 +4,7 @@ import socket
 import threading
 from typing import Literal
 
-from tests.benchmarks.peers import announce
+from stepwell_server.benchmarks.peers import announce
 
 When = Literal["arriving", "whole"]
 

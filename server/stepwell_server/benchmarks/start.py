@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import stepwell
-from tests.benchmarks.options import Options, as_tensors, random_vector
-from tests.benchmarks.peers import start_stepwell
-from tests.benchmarks.report import Table
+from stepwell_server.benchmarks.options import Options, as_tensors, random_vector
+from stepwell_server.benchmarks.peers import start_stepwell
+from stepwell_server.benchmarks.report import Table
 
 _ELEMENTS = 1_000_000
 _STEPS = 10

@@ -1,4 +1,4 @@
-"""The processes at the other end. Started as `python -m tests.benchmarks.peers MODULE ...`, one runs MODULE's `serve`.
+"""The processes at the other end: `python -m stepwell_server.benchmarks.peers MODULE ...` runs a module's `serve`.
 
 Everything listens on loopback, on a port that the system chooses, and ends with the benchmark.
 """
@@ -7,11 +7,8 @@ import importlib
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-ROOT = Path(__file__).resolve().parents[2]
 
 _LISTENING = "listening on "
 _END_SECONDS = 20.0
@@ -24,7 +21,6 @@ class Peer:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the peer
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -69,7 +65,7 @@ class Peer:
 
 def start(module: str, *arguments: object) -> Peer:
     """A module of this folder in a process of its own; its `serve` gets the arguments as text."""
-    return Peer("-m", "tests.benchmarks.peers", module, *map(str, arguments))
+    return Peer("-m", "stepwell_server.benchmarks.peers", module, *map(str, arguments))
 
 
 def start_stepwell(*arguments: str) -> Peer:
@@ -83,4 +79,4 @@ def announce(address: str) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module(f"tests.benchmarks.{sys.argv[1]}").serve(*sys.argv[2:])
+    importlib.import_module(f"stepwell_server.benchmarks.{sys.argv[1]}").serve(*sys.argv[2:])

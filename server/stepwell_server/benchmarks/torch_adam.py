@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.benchmarks.options import Floats
+from stepwell_server.benchmarks.options import Floats
 
 
 class TorchAdam:

@@ -11,7 +11,7 @@ import grpc.aio
 from stepwell._allocator import tune_allocator
 from stepwell._blocking import CHANNEL_OPTIONS
 from stepwell.wire import RANGE_BYTES
-from tests.benchmarks.peers import announce
+from stepwell_server.benchmarks.peers import announce
 
 _SERVICE = "stepwell.Benchmark"
 _SIZE = "size-bytes"

@@ -8,15 +8,15 @@ from typing import Any
 import numba
 import numpy as np
 
+from stepwell_server.benchmarks.contest import Contestant, compete
+from stepwell_server.benchmarks.options import Options, has_torch, random_vector
+from stepwell_server.benchmarks.report import Table
 from stepwell_server.core.compiler.definition import Definition
 from stepwell_server.core.compiler.program import Program, specialise
 from stepwell_server.core.devices.cpu import CpuDevice
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.optimizers import OPTIMIZERS
 from stepwell_server.core.pieces import Pieces, whole
-from tests.benchmarks.contest import Contestant, compete
-from tests.benchmarks.options import Options, has_torch, random_vector
-from tests.benchmarks.report import Table
 
 _FLOAT32 = np.dtype(np.float32)
 # PyTorch's classes of the same rule; "sgd" has no momentum here, as by default.
@@ -128,7 +128,7 @@ def _floor(device: CpuDevice, arrays: list[Vector], writes: int) -> Callable[[],
         f"        change = nothing * ({reads})\n        {stores}\n"
     )
     module = ModuleType("floor")
-    exec(text, module.__dict__)
+    exec(text, module.__dict__)  # noqa: S102  # our own text
     array, index = numba.float32[::1], numba.uint64
     signature = numba.void(index, index, numba.float32, *[array] * len(arrays))
     touch = numba.njit([signature], nogil=True, error_model="numpy", fastmath={"contract", "nsz"})(module.touch)

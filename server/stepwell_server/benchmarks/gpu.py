@@ -9,17 +9,13 @@ import ast
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    # Started as a file, Python looks for modules beside it; they are imported as tests.benchmarks.<module>.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stepwell_server.benchmarks.options import Options, has_torch
+from stepwell_server.benchmarks.report import Table, describe_machine, print_footer, print_table
 from stepwell_server.core.arguments import REQUIRED
 from stepwell_server.core.compiler.definition import Definition
 from stepwell_server.core.compiler.program import Program, specialise
@@ -27,8 +23,6 @@ from stepwell_server.core.devices.cuda import CudaDevice
 from stepwell_server.core.devices.device import DeviceUnavailable
 from stepwell_server.core.optimizers import OPTIMIZERS
 from stepwell_server.core.pieces import whole
-from tests.benchmarks.options import Options, has_torch
-from tests.benchmarks.report import Table, describe_machine, print_footer, print_table
 
 _FLOAT32 = np.dtype(np.float32)
 _LAUNCHES = 5

@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.options import Options
+from stepwell_server.benchmarks.options import Options
 
-_PACKAGES = ("stepwell", "numpy", "numba", "grpcio", "protobuf", "torch")
+_PACKAGES = ("stepwell", "numpy", "numba", "grpcio", "protobuf", "torch", "ray")
 _UNPRINTED = ("key", "samples")
 
 

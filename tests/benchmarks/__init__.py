@@ -1,1 +1,0 @@
-"""What Stepwell costs beside what cannot be beaten and what people use instead; see docs/benchmarks.md."""
