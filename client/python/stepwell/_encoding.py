@@ -6,7 +6,7 @@ here.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,9 +21,16 @@ from stepwell.wire import RANGE_BYTES, decode_dtype, decode_part
 
 Floats = npt.NDArray[Any]
 Arguments = Mapping[str, Any]
+Spans = Iterator[tuple[npt.NDArray[np.uint8], int, int]]
 
 PIECE_BYTES: Final = 2 * RANGE_BYTES
 """How much of the gradients is encoded at a time: what takes at most half of it fills a message."""
+
+_DENSITY_MAX: Final = 0.5
+"""Above it top_k, which sends 5 bytes for an element, may make more of 16-bit gradients than a message takes."""
+
+_CACHED_ELEMENTS: Final = 1 << 19
+"""How many are worked on at a time where more than one pass is made: what stays in a core's own cache."""
 
 _INT8_MAX: Final = np.float32(127)
 # The largest scale whose 127-fold is finite.
@@ -37,7 +44,7 @@ class Codes(NamedTuple):
 
     data: Floats
     decoded: Callable[[], Floats]
-    finite: bool
+    finite: Callable[[], bool]
     scales: bytes = b""
     indices: bytes = b""
 
@@ -45,6 +52,7 @@ class Codes(NamedTuple):
 class Encoder:
     """One worker's encoder of gradients.
 
+    piece_bytes: how much of them it encodes at a time.
     owed: by group, what was not sent yet of each element; empty without error feedback, and before the first update.
     """
 
@@ -52,6 +60,7 @@ class Encoder:
         self.name = spec.name
         self._arguments = decode_part(spec)
         self.feedback = bool(self._arguments["error_feedback"])
+        self.piece_bytes = PIECE_BYTES if self._arguments.get("density", 0.0) <= _DENSITY_MAX else RANGE_BYTES
         self.owed: dict[int, Floats] = {}
         self._next: dict[int, Floats] = {}
 
@@ -85,20 +94,21 @@ class Encoder:
         cast = self._cast(dtype)
         if cast is None and self.name in _CASTS:
             return piece, 0
-        elements = np.empty(count, np.float64 if dtype.name == "float64" else np.float32)
-        at = 0
-        for part in piece.parts:
-            values = part.reshape(-1).view(np.uint8).view(dtype)
-            elements[at : at + len(values)] = values
-            at += len(values)
+        if self.name == "bfloat16" and dtype == np.float32 and not self.feedback:
+            parts = [part.reshape(-1).view(np.uint8).view(dtype) for part in piece.parts]
+            assert cast is not None
+            return piece._replace(parts=[_rounded(parts, count).view(np.uint8)], dtype=cast), count
+        wide = np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+        elements = _joined(piece.parts, dtype, wide, count)
         if self.feedback:
+            elements = elements if elements.base is None else elements.copy()  # never the caller's own
             np.add(elements, self.owed[piece.group][begin : begin + count], out=elements)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             codes = _ENCODERS[self.name](elements, self._arguments)
             if self.feedback:
                 left = self._next[piece.group][begin : begin + count]
                 np.subtract(elements, codes.decoded(), out=left)
-                if not codes.finite:
+                if not codes.finite():
                     left[~np.isfinite(left)] = 0  # whoever allows these gets them as they are, and once
         if cast is not None:
             return piece._replace(parts=[codes.data], dtype=cast), count
@@ -119,6 +129,7 @@ class EncodedUpdate:
 
     def __init__(self, encoder: Encoder, layout: Layout) -> None:
         self._encoder, self._layout = encoder, layout
+        self.piece_bytes = encoder.piece_bytes
         self._made: list[list[Piece]] = []
         self._rest: Iterator[list[Piece]] | None = None
         self._covered: dict[int, list[tuple[int, int]]] = {}
@@ -140,10 +151,10 @@ class EncodedUpdate:
     def messages(self, gradients: Gradients) -> Iterator[list[Piece]]:
         """All messages: those that were made, and, unless they were added one by one, the rest of the gradients."""
         if not self._encoder.feedback:
-            yield from map(self.add, gradients.messages(PIECE_BYTES))
+            yield from map(self.add, gradients.messages(self.piece_bytes))
             return
         if self._rest is None:
-            self._rest = iter(()) if self._made else gradients.messages(PIECE_BYTES)
+            self._rest = iter(()) if self._made else gradients.messages(self.piece_bytes)
         yield from list(self._made)
         for pieces in self._rest:
             yield self.add(pieces)
@@ -160,41 +171,64 @@ class Decoder:
     def __init__(self, spec: values_pb2.Encoding) -> None:
         self._arguments = decode_part(spec)
 
-    def decode(self, piece: run_pb2.Range, data: Buffer, dtype: np.dtype[Any]) -> Floats:
-        """A range as elements of its group's type."""
-        if piece.dtype == run_pb2.D_TYPE_BFLOAT16:
-            elements = _widened(np.frombuffer(data, "<u2"))
-        elif piece.dtype:
-            elements = np.frombuffer(data, decode_dtype(piece.dtype))
-        elif piece.encoding == "int8" and "block" in self._arguments:
-            codes, scales = np.frombuffer(data, np.int8), np.frombuffer(piece.scales, "<f4")
-            block = int(self._arguments["block"])
-            if len(codes) != piece.elements or len(scales) != math.ceil(len(codes) / block):
-                raise Internal(f"got {len(codes)} codes and {len(scales)} scales, which do not fit; report this")
-            with np.errstate(invalid="ignore", over="ignore"):
-                elements = _multiply(codes, scales, block)
-        else:
-            raise Internal(f"got a range in encoding {piece.encoding!r:.50}, expected the run's; upgrade stepwell")
+    def count(self, piece: run_pb2.Range, data: Buffer) -> int:
+        """How many elements a range has."""
+        if not piece.dtype:
+            return piece.elements
+        item_bytes = 2 if piece.dtype == run_pb2.D_TYPE_BFLOAT16 else decode_dtype(piece.dtype).itemsize
+        return len(data) // item_bytes
+
+    def write(self, piece: run_pb2.Range, data: Buffer, dtype: np.dtype[Any], spans: Spans) -> None:
+        """Write a range, as elements of its group's type, to where its bytes belong."""
+        if piece.dtype == run_pb2.D_TYPE_BFLOAT16 and dtype == np.float32:
+            halves = np.frombuffer(data, "<u2")
+            for target, begin, end in spans:
+                _widen(halves[begin // 4 : end // 4], target.view(np.uint32))
+            return
         with np.errstate(invalid="ignore", over="ignore"):
-            return elements.astype(dtype, copy=False)
+            whole = self._decode(piece, data).astype(dtype, copy=False).view(np.uint8)
+        for target, begin, end in spans:
+            target[:] = whole[begin:end]
+
+    def _decode(self, piece: run_pb2.Range, data: Buffer) -> Floats:
+        if piece.dtype == run_pb2.D_TYPE_BFLOAT16:
+            return _widened(np.frombuffer(data, "<u2"))
+        if piece.dtype:
+            return np.frombuffer(data, decode_dtype(piece.dtype))
+        if piece.encoding != "int8" or "block" not in self._arguments:
+            raise Internal(f"got a range in encoding {piece.encoding!r:.50}, expected the run's; upgrade stepwell")
+        codes, scales = np.frombuffer(data, np.int8), np.frombuffer(piece.scales, "<f4")
+        block = int(self._arguments["block"])
+        if len(codes) != piece.elements or len(scales) != math.ceil(len(codes) / block):
+            raise Internal(f"got {len(codes)} codes and {len(scales)} scales, which do not fit; report this")
+        return _multiply(codes, scales, block)
 
 
 def _encode_float32(elements: Floats, arguments: Arguments) -> Codes:
     narrow = elements.astype("<f4")
-    return Codes(narrow.view(np.uint8), lambda: narrow, _finite(narrow.view("<u4"), 0x7F800000))
+    return Codes(narrow.view(np.uint8), lambda: narrow, lambda: _finite(narrow.view("<u4"), 0x7F800000))
 
 
 def _encode_bfloat16(elements: Floats, arguments: Arguments) -> Codes:
-    bits = elements.astype("<f4", copy=False).view("<u4")
-    rounded = bits >> 16
-    rounded &= 1  # what lies half way goes to the even one
-    rounded += 0x7FFF
-    rounded += bits
-    rounded >>= 16
-    halves = rounded.astype("<u2")
-    if np.isnan(elements.max()):  # rounding may carry a NaN into the sign
-        halves[np.isnan(elements)] = 0x7FC0
-    return Codes(halves.view(np.uint8), lambda: _widened(halves), _finite(halves, 0x7F80))
+    halves = _rounded([elements.astype("<f4", copy=False)], len(elements))
+    return Codes(halves.view(np.uint8), lambda: _widened(halves), lambda: _finite(halves, 0x7F80))
+
+
+def _rounded(parts: Sequence[Floats], count: int) -> Floats:
+    """float32 as the bits of bfloat16, rounded to nearest, half way away from zero."""
+    halves = np.empty(count, "<u2")
+    scratch = np.empty(_CACHED_ELEMENTS, "<u4")
+    at = 0
+    for part in parts:
+        for begin in range(0, len(part), _CACHED_ELEMENTS):
+            elements = part[begin : begin + _CACHED_ELEMENTS]
+            target, words = halves[at : at + len(elements)], scratch[: len(elements)]
+            np.add(elements.view("<u4"), np.uint32(0x8000), out=words)
+            np.right_shift(words, 16, out=target, casting="unsafe")
+            if np.isnan(elements.max()):  # rounding may carry a NaN into the sign
+                target[np.isnan(elements)] = 0x7FC0
+            at += len(elements)
+    return halves
 
 
 def _encode_float16(elements: Floats, arguments: Arguments) -> Codes:
@@ -202,8 +236,12 @@ def _encode_float16(elements: Floats, arguments: Arguments) -> Codes:
     halves = (elements * scale).astype("<f2")
     beyond = np.isinf(halves) & np.isfinite(elements)
     halves[beyond] = np.copysign(_HALF_MAX, halves[beyond])
-    finite = _finite(halves.view("<u2"), 0x7C00)
-    return Codes(halves.view(np.uint8), lambda: halves.astype(np.float32) / scale, finite, scale.tobytes())
+    return Codes(
+        halves.view(np.uint8),
+        lambda: halves.astype(np.float32) / scale,
+        lambda: _finite(halves.view("<u2"), 0x7C00),
+        scale.tobytes(),
+    )
 
 
 def _encode_int8(elements: Floats, arguments: Arguments) -> Codes:
@@ -217,7 +255,7 @@ def _encode_int8(elements: Floats, arguments: Arguments) -> Codes:
     np.rint(quotients, out=quotients)
     np.clip(quotients, -_INT8_MAX, _INT8_MAX, out=quotients)  # tiny scales are rounded coarsely
     codes = quotients.reshape(-1)[: len(elements)].astype(np.int8)
-    return Codes(codes.view(np.uint8), lambda: _multiply(codes, scales, block), finite, scales.tobytes())
+    return Codes(codes.view(np.uint8), lambda: _multiply(codes, scales, block), lambda: finite, scales.tobytes())
 
 
 def _encode_sign(elements: Floats, arguments: Arguments) -> Codes:
@@ -225,13 +263,16 @@ def _encode_sign(elements: Floats, arguments: Arguments) -> Codes:
     rows = _rows(np.abs(elements), block)
     counts = np.full(len(rows), block)
     counts[-1] = len(elements) - block * (len(rows) - 1)
-    scales = (rows.sum(axis=1) / counts).astype("<f4")
+    sums = rows.sum(axis=1)
+    if np.isinf(sums).any():  # of large numbers; their mean may be none too large
+        sums = rows.sum(axis=1, dtype=np.float64)
+    scales = (sums / counts).astype("<f4")
     negative = elements < 0
     signs = 1 - 2 * negative.view(np.int8)
     return Codes(
         np.packbits(negative, bitorder="little"),
         lambda: _multiply(signs, scales, block),
-        bool(np.isfinite(scales).all()),
+        lambda: bool(np.isfinite(scales).all()),
         scales.tobytes(),
     )
 
@@ -247,7 +288,7 @@ def _encode_top_k(elements: Floats, arguments: Arguments) -> Codes:
         whole[places] = values
         return whole
 
-    return Codes(values.view(np.uint8), decoded, bool(np.isfinite(values).all()), indices=_gaps(places))
+    return Codes(values.view(np.uint8), decoded, lambda: bool(np.isfinite(values).all()), indices=_gaps(places))
 
 
 _ENCODERS: Final[Mapping[str, Callable[[Floats, Arguments], Codes]]] = {
@@ -275,6 +316,20 @@ def _gaps(places: npt.NDArray[np.intp]) -> bytes:
     return coded.tobytes()
 
 
+def _joined(parts: Sequence[Buffer], dtype: np.dtype[Any], wide: np.dtype[Any], count: int) -> Floats:
+    """The parts' elements in a row; in their own memory where that is so already."""
+    if len(parts) == 1 and dtype == wide:
+        own: Floats = parts[0].reshape(-1).view(dtype)
+        return own
+    elements = np.empty(count, wide)
+    at = 0
+    for part in parts:
+        values = part.reshape(-1).view(np.uint8).view(dtype)
+        elements[at : at + len(values)] = values
+        at += len(values)
+    return elements
+
+
 def _rows(elements: Floats, block: int) -> Floats:
     """Blocks as rows, the last one filled up with zeros."""
     missing = -len(elements) % block
@@ -289,8 +344,16 @@ def _multiply(codes: Floats, scales: Floats, block: int) -> Floats:
 def _widened(halves: Floats) -> Floats:
     """bfloat16, given by its bits, as float32."""
     wide = np.empty(len(halves), np.float32)
-    np.left_shift(halves, 16, out=wide.view(np.uint32), dtype=np.uint32, casting="unsafe")
+    _widen(halves, wide.view(np.uint32))
     return wide
+
+
+def _widen(halves: Floats, words: Floats) -> None:
+    """The bits of float32 from those of bfloat16."""
+    for begin in range(0, len(halves), _CACHED_ELEMENTS):
+        target = words[begin : begin + _CACHED_ELEMENTS]
+        target[:] = halves[begin : begin + _CACHED_ELEMENTS]
+        np.left_shift(target, 16, out=target)
 
 
 def _finite(bits: Floats, exponent: int) -> bool:

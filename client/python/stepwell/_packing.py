@@ -95,6 +95,17 @@ class Gradients:
         if grads.keys() != layout.trained_names:
             _check_names(layout, grads, what)
         self.whole = not self.inputs
+        values = [grads[name] for name in layout.trained_order]
+        if _as_expected(layout, values):
+            self.arrays = dict(zip(layout.trained_indices, values, strict=True))
+            self.data_bytes = layout.trained_bytes
+        else:
+            self._check_each(layout, grads, what)
+        for arrays in self.inputs.values():
+            self.data_bytes += sum([array.nbytes for array in arrays.values()])
+
+    def _check_each(self, layout: Layout, grads: Mapping[str, Any], what: str) -> None:
+        """Take the gradients one by one, and make of each what can be sent."""
         for name, shape, dtype, index in layout.trained:
             gradient = grads[name]
             if gradient is None:
@@ -110,9 +121,7 @@ class Gradients:
                 gradient = check_array(layout.parameters[index], gradient, what)
                 self.whole &= gradient.dtype == dtype
             self.arrays[index] = gradient
-        self.data_bytes = sum([array.nbytes for array in self.arrays.values()]) + sum(
-            array.nbytes for arrays in self.inputs.values() for array in arrays.values()
-        )
+        self.data_bytes = sum([array.nbytes for array in self.arrays.values()])
 
     def messages(self, message_bytes_max: int = RANGE_BYTES) -> Iterator[list[Piece]]:
         """The ranges, grouped into messages of at most so many bytes; at least one message, perhaps empty."""
@@ -132,7 +141,7 @@ class Gradients:
         """A whole small update: a range for each group."""
         arrays = self.arrays
         return [
-            Piece(number, 0, [arrays[parameter.index] for parameter in members if parameter.size_bytes])
+            Piece(number, 0, [_join([arrays[parameter.index] for parameter in members])])
             for number, (group, members) in enumerate(zip(self._layout.groups, self._layout.by_group, strict=True))
             if group.packed_bytes and not group.frozen
         ]
@@ -196,6 +205,20 @@ def pack(
             message_bytes += size
     close_range()
     yield message
+
+
+def _as_expected(layout: Layout, values: list[Any]) -> bool:
+    """Whether every gradient is an array that can be sent as it is."""
+    return (
+        {*map(type, values)} == {np.ndarray}
+        and [value.dtype for value in values] == layout.trained_dtypes
+        and [value.shape for value in values] == layout.trained_shapes
+        and all([value.flags.c_contiguous for value in values])  # noqa: C419  # quicker than a generator
+    )
+
+
+def _join(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return np.frombuffer(b"".join(arrays), np.uint8)  # type: ignore[arg-type]  # arrays are buffers
 
 
 def contiguous(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

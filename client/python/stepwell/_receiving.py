@@ -3,7 +3,7 @@
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -80,19 +80,21 @@ class Destination:
                 self._targets[group].append(target)
                 self.size_bytes += target.nbytes
 
-    def put(self, group: int, offset: int, content: Buffer) -> None:
-        """Copy a range to its place; raises Internal if it lies outside of what was asked for."""
-        data = np.frombuffer(content, np.uint8)
-        self.filled_bytes += data.nbytes
+    def spans(self, group: int, offset: int, size_bytes: int) -> Iterator[tuple[Bytes, int, int]]:
+        """Where a range goes: memory, and which bytes of the range, from where to where, belong there.
+
+        Raises Internal if it lies outside of what was asked for.
+        """
+        self.filled_bytes += size_bytes
         starts, targets = self._starts[group], self._targets[group]
         taken = 0
         at = bisect_right(starts, offset) - 1
-        while taken < data.nbytes:
+        while taken < size_bytes:
             inside = offset + taken - starts[at] if 0 <= at < len(starts) else -1
             if inside < 0 or inside >= targets[at].nbytes:
                 raise Internal(f"got bytes at {offset + taken} of group {group}, expected none; report this")
-            size = min(targets[at].nbytes - inside, data.nbytes - taken)
-            targets[at][inside : inside + size] = data[taken : taken + size]
+            size = min(targets[at].nbytes - inside, size_bytes - taken)
+            yield targets[at][inside : inside + size], taken, taken + size
             taken += size
             at += 1
 
@@ -192,9 +194,15 @@ class Received:
         """Take a range."""
         if self._destination is None or piece.group >= len(self._layout.groups):
             raise Internal(f"got a range of group {piece.group} that was not announced, expected none; report this")
+        group, offset = piece.group, piece.packed_offset_bytes
         if self._decoder is not None and (piece.dtype or piece.encoding):
-            data = self._decoder.decode(piece, data, self._layout.groups[piece.group].dtype).view(np.uint8)
-        self._destination.put(piece.group, piece.packed_offset_bytes, data)
+            dtype = self._layout.groups[group].dtype
+            size_bytes = self._decoder.count(piece, data) * dtype.itemsize
+            self._decoder.write(piece, data, dtype, self._destination.spans(group, offset, size_bytes))
+            return
+        content = np.frombuffer(data, np.uint8)
+        for target, begin, end in self._destination.spans(group, offset, content.nbytes):
+            target[:] = content[begin:end]
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """The arrays by name, once all has come."""

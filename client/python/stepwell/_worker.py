@@ -15,7 +15,7 @@ import numpy as np
 from stepwell import payload
 from stepwell._calls import Patience, Settings, again, ask, collect, end, logger
 from stepwell._descriptions import Answer, Outcome
-from stepwell._encoding import PIECE_BYTES, EncodedUpdate, Encoder
+from stepwell._encoding import EncodedUpdate, Encoder
 from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
 from stepwell._layout import Layout, LayoutPieces, listed
@@ -535,7 +535,7 @@ class Layered:
         waiting, self._waiting, self.waiting_bytes = self._waiting, [], 0
         if self.encoded is None:
             return list(pack(waiting))
-        return [self.encoded.add(pieces) for pieces in pack(waiting, PIECE_BYTES)]
+        return [self.encoded.add(pieces) for pieces in pack(waiting, self.encoded.piece_bytes)]
 
 
 class JoinPieces:

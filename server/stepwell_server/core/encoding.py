@@ -67,8 +67,10 @@ class Encoding:
     def check(self, encoded: Encoded, what: str) -> None:
         """Raise InvalidEncoding unless the parts of a range have the sizes that fit its elements."""
         elements = encoded.elements
-        if elements < 1:
-            raise InvalidEncoding(f"{what}: an encoded range of {elements} elements, expected 1 or more; leave it out")
+        if not 1 <= elements <= ELEMENTS_MAX:
+            raise InvalidEncoding(
+                f"{what}: an encoded range of {elements} elements, expected 1 to {ELEMENTS_MAX}; leave it out, or cut it"
+            )
         blocks = math.ceil(elements / self.block) if self.name in ("int8", "sign") else 0
         sizes = {
             "float16": (2 * elements, 4),
@@ -96,6 +98,11 @@ class Encoding:
         with np.errstate(over="ignore", invalid="ignore"):
             return _DECODERS[self.name](self, encoded, out, what)
 
+    @property
+    def is_cast(self) -> bool:
+        """Whether it is nothing but a narrower type."""
+        return self.name in _CASTS
+
     def dtype_for(self, own: np.dtype[Any]) -> np.dtype[Any] | None:
         """The narrower type that parameters of this type are sent in; None where no type says it."""
         cast = _CASTS.get(self.name)
@@ -110,6 +117,7 @@ class Encoding:
             padded[: len(values)] = values
             rows = padded.reshape(blocks, block)
             scales = np.maximum(rows.max(axis=1), -rows.min(axis=1)) / np.float32(INT8_MAX)
+            np.minimum(scales, _SCALE_MAX, out=scales, where=np.isfinite(scales))
             rows /= np.where(scales > 0, scales, np.float32(1))[:, np.newaxis]
             np.rint(padded, out=padded)
             np.clip(padded, -INT8_MAX, INT8_MAX, out=padded)  # tiny scales are rounded coarsely
@@ -117,6 +125,11 @@ class Encoding:
 
 
 INT8_MAX = 127
+# The largest scale whose 127-fold is finite.
+_SCALE_MAX = np.nextafter(np.float32(np.finfo(np.float32).max) / np.float32(INT8_MAX), np.float32(0))
+
+# How much one range may make of few bytes: a range of top_k may be empty, and is decoded beside its place.
+ELEMENTS_MAX = 1 << 24
 
 _CASTS = {"float32": np.dtype("<f4"), "bfloat16": BFLOAT16, "float16": np.dtype("<f2")}
 
@@ -220,7 +233,8 @@ def _decode_float16(encoding: Encoding, encoded: Encoded, out: NDArray[Any], wha
 def _decode_int8(encoding: Encoding, encoded: Encoded, out: NDArray[Any], what: str) -> bool:
     scales = _scales(encoded, what)
     _multiply(np.frombuffer(encoded.data, np.int8), scales, encoding, out)
-    return bool(np.isfinite(scales * np.float32(INT8_MAX)).all())
+    # -128 is the largest code. A large scale of small ones is finite, too.
+    return bool(np.isfinite(scales * np.float32(128)).all() or np.isfinite(out).all())
 
 
 def _decode_sign(encoding: Encoding, encoded: Encoded, out: NDArray[Any], what: str) -> bool:

@@ -205,7 +205,10 @@ class Parameters:
                 response(), [outgoing.read(device, groups, vectors, piece, self._encoding) for piece in message]
             )
 
-        if sum(size for _, _, size in message) <= INLINE_BYTES_MAX:
+        size = sum(size for _, _, size in message)
+        if self._encoding is not None and self._encoding.is_cast:
+            size //= 2  # what is written, which is at most half
+        if size <= INLINE_BYTES_MAX:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             done.set_result(read())
             return done

@@ -1,15 +1,15 @@
 """Parts of flat vectors on their way out, cut into messages of at most one range size."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stepwell.payload import Buffer
 from stepwell.v1 import run_pb2
 from stepwell.wire import RANGE_BYTES, encode_dtype
-from stepwell_server.core.devices.device import Device
+from stepwell_server.core.devices.device import Bytes, Device
 from stepwell_server.core.encoding import Encoding
 from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import Layout, LayoutGroup
@@ -50,7 +50,8 @@ def messages(pieces: Sequence[Piece], encoding: Encoding | None = None) -> Itera
         while size:
             part = min(size, room)
             message.append((group, begin, part))
-            begin, size, room = begin + part, size - part, room - part
+            # In steps of the largest element, so that none of the pieces that follow is cut within one.
+            begin, size, room = begin + part, size - part, room - math.ceil(part / 8) * 8
             if not room:
                 yield message
                 message, room = [], room_max
@@ -72,16 +73,14 @@ def read(
     cast = encoding.dtype_for(group.dtype) if encoding else None
     if cast is not None:
         ranged.dtype = encode_dtype(cast)
-        with np.errstate(over="ignore"):
-            return ranged, [_elements(device, group, vector, begin, size).astype(cast).view(np.uint8)]
+        return ranged, [_elements(device, group, vector, begin, size, cast)]
     if encoding is not None and encoding.name == "int8":
-        elements = _elements(device, group, vector, begin, size)
+        elements = _elements(device, group, vector, begin, size, vector.dtype).view(vector.dtype)
         codes, scales = encoding.encode(elements)
         ranged.encoding, ranged.elements, ranged.scales = encoding.name, len(elements), scales.tobytes()
         return ranged, [codes]
     if group.dtype != vector.dtype:
-        with np.errstate(over="ignore"):
-            return ranged, [_elements(device, group, vector, begin, size).astype(group.dtype).view(np.uint8)]
+        return ranged, [_elements(device, group, vector, begin, size, group.dtype)]
     place = int(np.searchsorted(group.packed_offsets, begin, side="right")) - 1
     if begin + size <= group.packed_offsets[place + 1]:
         start = int(group.vector_offsets[place]) + begin - int(group.packed_offsets[place])
@@ -91,13 +90,13 @@ def read(
     return ranged, [packed]
 
 
-def _elements(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int) -> NDArray[Any]:
-    """A piece of the parameters in the type that the state holds them in; begin and size count in their own."""
+def _elements(device: Device, group: LayoutGroup, vector: Vector, begin: int, size: int, dtype: np.dtype[Any]) -> Bytes:
+    """A piece of the parameters as `dtype`; begin and size count in their own type."""
     wide = group.state
-    factor = wide.dtype.itemsize // group.dtype.itemsize
-    packed = np.empty(size * factor, np.uint8)
-    device.gather(vector, packed, begin * factor, wide.packed_offsets, wide.vector_offsets)
-    return packed.view(wide.dtype)
+    packed = np.empty(size // group.dtype.itemsize * dtype.itemsize, np.uint8)
+    begin = begin // group.dtype.itemsize * wide.dtype.itemsize
+    device.gather(vector, packed, begin, wide.packed_offsets, wide.vector_offsets, dtype)
+    return packed
 
 
 def dense(elements: int, dtype: np.dtype[Any]) -> LayoutGroup:

@@ -313,3 +313,40 @@ def test_a_nonfinite_element_is_found_wherever_it_is_and_nothing_between_pieces(
     largest = ml_dtypes.finfo(vector.dtype).max
     vector[begins[0]] = -largest
     assert device.finite_pieces(vector, begins, ends)
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def padded(sizes):
+    """Parameters of these sizes in float32: where each begins packed, and the end; and where in the vector."""
+    packed = np.concatenate([[0], np.cumsum(sizes)]) * 4
+    vector = np.concatenate([[0], np.cumsum([-(-4 * size // 64) * 64 for size in sizes])])
+    return packed.astype(np.int64), vector.astype(np.int64)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float16), np.dtype(np.float64)], ids=str)
+def test_elements_of_another_type_are_converted_on_their_way_in_and_out(device, dtype):
+    """Against NumPy's own conversions, over padding, from any element to any other; nothing else is touched."""
+    sizes = [5, 16, 0, 1, 40]
+    packed_offsets, vector_offsets = padded(sizes)
+    random = np.random.default_rng(3)
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-42, 3.4e38, 1.0 + 2**-8, 1.0 + 3 * 2**-8, 2.0**-133])
+    sent = np.concatenate([special, random.standard_normal(sum(sizes) - len(special))]).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = sent.astype(dtype)
+        back = converted.astype(np.float32)
+    where = np.concatenate(
+        [np.arange(size) + begin // 4 for size, begin in zip(sizes, vector_offsets, strict=False)]
+    ).astype(int)
+    for begin, end in [(0, 62), (3, 7), (5, 21), (20, 23), (61, 62)]:
+        vector = np.full(vector_offsets[-1] // 4, 77, np.float32)
+        data = converted[begin:end].view(np.uint8)
+        device.place(vector, data, 4 * begin, packed_offsets, vector_offsets, dtype)
+        expected = np.full_like(vector, 77)
+        expected[where[begin:end]] = back[begin:end]
+        np.testing.assert_array_equal(vector, expected)
+        vector[where] = sent
+        out = np.zeros((end - begin) * dtype.itemsize, np.uint8)
+        device.gather(vector, out, 4 * begin, packed_offsets, vector_offsets, dtype)
+        np.testing.assert_array_equal(out.view(dtype).astype(np.float64), converted[begin:end].astype(np.float64))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from stepwell_server.benchmarks.gpu import benchmark
 from stepwell_server.commands import app
 from stepwell_server.core.devices import cuda, cuda_copies
 from stepwell_server.core.devices.cpu import CpuDevice
@@ -18,7 +19,6 @@ from stepwell_server.core.devices.cuda import CudaDevice
 from stepwell_server.core.devices.device import DeviceUnavailable, open_device
 from stepwell_server.core.layout import ParameterSpec, build_layout
 from stepwell_server.core.spec import GroupSpec
-from stepwell_server.benchmarks.gpu import benchmark
 from tests.core.devices import fake_cupy
 from tests.core.local import LocalRun
 from tests.core.test_optimizers import compare, hash_of

@@ -5,19 +5,25 @@ and the end; `vector_offsets` where in the vector. Indices are unsigned: no wrap
 """
 
 # The compiler fixes the types; annotations would only repeat the signatures in cpu.py.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+
+def place_of(offsets, begin):
+    """The place of the parameter in which `begin` lies."""
+    low, high = 0, len(offsets) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if offsets[middle] <= begin:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def place(vector, packed, begin, packed_offsets, vector_offsets):
     """Copy packed bytes, which begin at packed offset `begin`, to their places in a vector."""
     end = begin + len(packed)
-    low, high = 0, len(packed_offsets) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if packed_offsets[middle] <= begin:
-            low = middle
-        else:
-            high = middle
+    low = place_of(packed_offsets, begin)
     at = begin
     while at < end:
         stop = min(end, packed_offsets[low + 1])
@@ -33,13 +39,7 @@ def place(vector, packed, begin, packed_offsets, vector_offsets):
 def gather(vector, packed, begin, packed_offsets, vector_offsets):
     """The way back: fill `packed` with the bytes that begin at packed offset `begin`."""
     end = begin + len(packed)
-    low, high = 0, len(packed_offsets) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if packed_offsets[middle] <= begin:
-            low = middle
-        else:
-            high = middle
+    low = place_of(packed_offsets, begin)
     at = begin
     while at < end:
         stop = min(end, packed_offsets[low + 1])
@@ -48,6 +48,42 @@ def gather(vector, packed, begin, packed_offsets, vector_offsets):
         target = packed[at - begin : stop - begin]
         for i in range(len(source)):
             target[i] = source[i]
+        at = stop
+        low += 1
+
+
+def place_bfloat16(words, halves, begin, packed_offsets, vector_offsets):
+    """As `place`, for bfloat16 that becomes float32: `words` and `halves` are the bits, offsets are in words."""
+    end = begin + len(halves)
+    low = place_of(packed_offsets, begin)
+    at = begin
+    while at < end:
+        stop = min(end, packed_offsets[low + 1])
+        source = halves[at - begin : stop - begin]
+        start = vector_offsets[low] + at - packed_offsets[low]
+        target = words[start : start + stop - at]
+        for i in range(len(source)):
+            target[i] = words.dtype.type(source[i]) << words.dtype.type(16)
+        at = stop
+        low += 1
+
+
+def gather_bfloat16(words, halves, begin, packed_offsets, vector_offsets):
+    """The way back: rounded to nearest, half way to even; a NaN stays one."""
+    word = words.dtype.type
+    end = begin + len(halves)
+    low = place_of(packed_offsets, begin)
+    at = begin
+    while at < end:
+        stop = min(end, packed_offsets[low + 1])
+        start = vector_offsets[low] + at - packed_offsets[low]
+        source = words[start : start + stop - at]
+        target = halves[at - begin : stop - begin]
+        for i in range(len(source)):
+            bits = source[i]
+            rounded = word(bits + word(0x7FFF) + ((bits >> word(16)) & word(1))) >> word(16)
+            nan = (bits >> word(16)) | word(0x40)
+            target[i] = nan if bits & word(0x7FFFFFFF) > word(0x7F800000) else rounded
         at = stop
         low += 1
 

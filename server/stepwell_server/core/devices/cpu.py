@@ -27,6 +27,7 @@ from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.devices import copies
 from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Bytes, HostMemory, Offsets, Vector
 from stepwell_server.core.devices.shared import SharedVectors
+from stepwell_server.core.layout import BFLOAT16
 from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
 
 # The exponent's bits of each type: all of them are set in a NaN and in an infinity.
@@ -36,6 +37,8 @@ _EXPONENTS: dict[str, np.signedinteger[Any]] = {
     "float32": np.int32(0x7F800000),
     "float64": np.int64(0x7FF0000000000000),
 }
+
+_FLOAT32 = np.dtype(np.float32)
 
 # Below this many elements a launch stays on the calling thread: handing it over would cost more than it saves.
 _SHARE_ELEMENTS_MIN = 1 << 16
@@ -177,16 +180,36 @@ class CpuDevice(HostMemory):
         dtype: np.dtype[Any] | None = None,
     ) -> None:
         """Copy packed bytes to their places in a vector; offsets in bytes of its type. dtype: what the bytes hold."""
+        if dtype == BFLOAT16 and vector.dtype == _FLOAT32:
+            words, halves = vector.view(np.uint32), packed.view(np.uint16)
+            self._place_bfloat16(words, halves, begin // 4, packed_offsets // 4, vector_offsets // 4)
+            return
         if dtype is not None and dtype != vector.dtype:
             with np.errstate(over="ignore", invalid="ignore"):
                 packed = packed.view(dtype).astype(vector.dtype).view(np.uint8)
         self._place(vector.view(np.uint8), packed, begin, packed_offsets, vector_offsets)
 
     def gather(
-        self, vector: Vector, packed: Bytes, begin: int, packed_offsets: Offsets, vector_offsets: Offsets
+        self,
+        vector: Vector,
+        packed: Bytes,
+        begin: int,
+        packed_offsets: Offsets,
+        vector_offsets: Offsets,
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
-        """The way back: fill `packed` with the bytes that begin at packed offset `begin`."""
-        self._gather(vector.view(np.uint8), packed, begin, packed_offsets, vector_offsets)
+        """The way back: fill `packed` with the elements that begin at packed offset `begin`, as `dtype`."""
+        if dtype == BFLOAT16 and vector.dtype == _FLOAT32:
+            words, halves = vector.view(np.uint32), packed.view(np.uint16)
+            self._gather_bfloat16(words, halves, begin // 4, packed_offsets // 4, vector_offsets // 4)
+        elif dtype is None or dtype == vector.dtype:
+            self._gather(vector.view(np.uint8), packed, begin, packed_offsets, vector_offsets)
+        else:
+            narrow = packed.view(dtype)
+            own = np.empty(len(narrow), vector.dtype)
+            self._gather(vector.view(np.uint8), own.view(np.uint8), begin, packed_offsets, vector_offsets)
+            with np.errstate(over="ignore"):
+                narrow[:] = own
 
     def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element is a NaN or an infinity; a whole number of elements of `dtype`."""
@@ -254,9 +277,10 @@ class CpuDevice(HostMemory):
 
     def _compile_copies(self) -> None:
         module = self._module(inspect.getsource(copies), "copies")
+        module.place_of = register_jitable(module.place_of)  # type: ignore[attr-defined]
         offsets = numba.int64[::1]
         packed = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-        words = [
+        integers = [
             (numba.types.Array(word, 1, "C", readonly=True), word) for word in (numba.int16, numba.int32, numba.int64)
         ]
         self._place = self.compile_function(
@@ -265,7 +289,15 @@ class CpuDevice(HostMemory):
         self._gather = self.compile_function(
             module.gather, numba.void(numba.uint8[::1], numba.uint8[::1], numba.int64, offsets, offsets)
         )
-        self._finite = self.compile_function(module.finite, *(numba.boolean(array, word) for array, word in words))
+        halves = numba.types.Array(numba.uint16, 1, "C", readonly=True)
+        words = numba.uint32[::1]
+        self._place_bfloat16 = self.compile_function(
+            module.place_bfloat16, numba.void(words, halves, numba.int64, offsets, offsets)
+        )
+        self._gather_bfloat16 = self.compile_function(
+            module.gather_bfloat16, numba.void(words, numba.uint16[::1], numba.int64, offsets, offsets)
+        )
+        self._finite = self.compile_function(module.finite, *(numba.boolean(array, word) for array, word in integers))
         self._finite_pieces = self.compile_function(
-            module.finite_pieces, *(numba.boolean(word[::1], offsets, offsets, word) for _, word in words)
+            module.finite_pieces, *(numba.boolean(word[::1], offsets, offsets, word) for _, word in integers)
         )

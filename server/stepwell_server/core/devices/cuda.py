@@ -183,11 +183,24 @@ class CudaDevice:
             )
 
     def gather(
-        self, vector: Vector, packed: Bytes, begin: int, packed_offsets: Offsets, vector_offsets: Offsets
+        self,
+        vector: Vector,
+        packed: Bytes,
+        begin: int,
+        packed_offsets: Offsets,
+        vector_offsets: Offsets,
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
-        """Fill `packed` with the bytes that begin at packed offset `begin`."""
+        """Fill `packed` with the elements that begin at packed offset `begin`, narrowed here."""
         if not self._is_here(vector):
-            self._host.gather(vector, packed, begin, packed_offsets, vector_offsets)
+            self._host.gather(vector, packed, begin, packed_offsets, vector_offsets, dtype)
+            return
+        if dtype is not None and dtype != vector.dtype:
+            narrow = packed.view(dtype)
+            own = np.empty(len(narrow), vector.dtype)
+            self.gather(vector, own.view(np.uint8), begin, packed_offsets, vector_offsets)
+            with np.errstate(over="ignore"):
+                narrow[:] = own
             return
         with self._downloading():
             leaving = self._cupy.empty(len(packed), np.uint8)

@@ -103,9 +103,15 @@ class Device(Access, Protocol):
         """
 
     def gather(
-        self, vector: Vector, packed: Bytes, begin: int, packed_offsets: Offsets, vector_offsets: Offsets
+        self,
+        vector: Vector,
+        packed: Bytes,
+        begin: int,
+        packed_offsets: Offsets,
+        vector_offsets: Offsets,
+        dtype: np.dtype[Any] | None = None,
     ) -> None:
-        """The way back: fill `packed` with the bytes that begin at packed offset `begin`."""
+        """The way back: fill `packed` with the elements that begin at packed offset `begin`, as `dtype`."""
 
     def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element in host memory is a NaN or an infinity; a whole number of elements of `dtype`."""
