@@ -48,9 +48,14 @@ class Model:
 
     def join(self, worker):
         joins = self.joins.setdefault(worker, [])
-        before = self.made.get((worker, len(joins)), []) if joins and joins[-1] == self.generation else []
+        # Of this generation the last epoch in which something was made, and how much.
+        last = (0, 0)
+        for epoch, generation in enumerate(joins, 1):
+            count = len(self.made.get((worker, epoch), []))
+            if generation == self.generation and count:
+                last = epoch, count
         joins.append(self.generation)
-        return len(joins), len(before)
+        return len(joins), *last
 
     def expect(self, update):
         """An error's class, a stored answer, or None for a new update."""
@@ -87,7 +92,7 @@ def test_random_histories_agree_with_the_model(seed):
         if action < 0.04:
             membership = workers.join(name, version)
             assert (membership.uid, membership.generation, membership.version) == (UID, model.generation, version)
-            assert (membership.epoch, membership.last_sequence) == model.join(name)
+            assert (membership.epoch, membership.last_epoch, membership.last_sequence) == model.join(name)
         elif action < 0.05:
             model.generation += dice.choice([1, 1, 5])
             workers.rewind(model.generation)
@@ -190,8 +195,16 @@ def test_the_number_of_names_is_limited_and_names_are_not_forgotten():
         workers.join("c", 0)
 
 
-def test_a_join_says_how_far_the_one_before_it_came():
+def test_a_join_says_which_update_under_the_name_was_answered_last():
+    """However many joins lie between: a join whose answer was lost must not hide it."""
     workers = make()
-    assert workers.join("a", 5).last_sequence == 0
+    first = workers.join("a", 5)
+    assert (first.last_epoch, first.last_sequence) == (0, 0)
     workers.record(identity(sequence=1), committed(6))
-    assert (workers.join("a", 6).last_sequence, workers.join("a", 6).last_sequence) == (1, 0)
+    for _ in range(3):
+        again = workers.join("a", 6)
+        assert (again.last_epoch, again.last_sequence) == (1, 1)
+    workers.fence("a")
+    assert "a" not in workers.joined
+    again = workers.join("a", 6)
+    assert (again.epoch, again.last_epoch, again.last_sequence) == (5, 1, 1)

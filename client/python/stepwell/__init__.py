@@ -73,6 +73,7 @@ from stepwell.errors import UnknownGroup as UnknownGroup
 from stepwell.errors import UnknownOptimizer as UnknownOptimizer
 from stepwell.errors import UnknownParameter as UnknownParameter
 from stepwell.errors import UnknownPoint as UnknownPoint
+from stepwell.errors import UnknownPolicy as UnknownPolicy
 from stepwell.errors import UnknownRun as UnknownRun
 from stepwell.errors import UnknownSchedule as UnknownSchedule
 from stepwell.errors import UnknownTransform as UnknownTransform
@@ -138,6 +139,7 @@ __all__ = [
     "UnknownOptimizer",
     "UnknownParameter",
     "UnknownPoint",
+    "UnknownPolicy",
     "UnknownRun",
     "UnknownSchedule",
     "UnknownTransform",

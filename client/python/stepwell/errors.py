@@ -4,7 +4,7 @@
     ├── ContractMismatch, MalformedRequest, Internal
     ├── InvalidName, InvalidValue, InvalidSpec
     ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument,
-    │   UnknownEncoding
+    │   UnknownEncoding, UnknownPolicy
     ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
     ├── RunDiffers               a run of this name exists with another spec
     ├── RunReplaced              the run was deleted, and perhaps made anew, since it was joined
@@ -92,6 +92,9 @@ class UnknownArgument(StepwellError): ...
 
 
 class UnknownEncoding(StepwellError): ...
+
+
+class UnknownPolicy(StepwellError): ...
 
 
 class EncodingNotAllowed(StepwellError): ...

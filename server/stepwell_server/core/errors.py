@@ -3,7 +3,7 @@
 DomainError
 ├── InvalidName              a name outside its alphabet or length
 ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument,
-│   UnknownEncoding
+│   UnknownEncoding, UnknownPolicy
 ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
 ├── InvalidValue             wrong kind, out of range, or not finite
 ├── InvalidSpec              parts of a spec that do not fit together
@@ -65,6 +65,9 @@ class UnknownArgument(DomainError): ...
 
 
 class UnknownEncoding(DomainError): ...
+
+
+class UnknownPolicy(DomainError): ...
 
 
 class UnknownRun(DomainError): ...

@@ -28,6 +28,7 @@ FINGERPRINT_BYTES = 16
 class Outcome(Enum):
     COMMITTED = "committed"
     SKIPPED_NONFINITE = "skipped_nonfinite"
+    DROPPED_LATE = "dropped_late"
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Membership:
-    """A worker's place in a run. last_sequence: of the epoch before."""
+    """A worker's place in a run. last_epoch, last_sequence: of the last update with an answer under its name."""
 
     uid: bytes
     generation: int
     epoch: int
     version: int
+    last_epoch: int
     last_sequence: int
 
 
@@ -105,6 +107,8 @@ class Workers:
         self._workers_max = workers_max
         # Epochs never repeat under a name, not even over generations.
         self._epochs: dict[str, int] = {}
+        # Of each name the epoch and sequence of its last update with an answer: whoever joins again may be in doubt.
+        self._last: dict[str, tuple[int, int]] = {}
 
     def join(self, name: str, version: int) -> Membership:
         """Give `name` a new epoch; an earlier join under it is fenced. Raises LimitExceeded."""
@@ -118,7 +122,7 @@ class Workers:
         epoch = self._epochs.get(name, 0) + 1
         self._epochs[name] = epoch
         self.joined[name] = Worker(epoch)
-        return Membership(self.uid, self.generation, epoch, version, before.last_sequence if before else 0)
+        return Membership(self.uid, self.generation, epoch, version, *self._last.get(name, (0, 0)))
 
     def recall(self, identity: Identity, version: int) -> Answer | None:
         """The stored answer if the update was made before, None if it is the worker's next.
@@ -160,19 +164,34 @@ class Workers:
         assert identity.sequence == worker.last_sequence + 1
         worker.last_sequence = identity.sequence
         worker.answers[identity.sequence] = (identity.fingerprint, answer)
+        self._last[identity.worker] = (identity.epoch, identity.sequence)
         while len(worker.answers) > self._answers_max:
             worker.answers.popitem(last=False)
+
+    def fence(self, name: str) -> None:
+        """Let `name` send no more until it joins again."""
+        self.joined.pop(name, None)
+
+    def check_epoch(self, name: str, epoch: int) -> None:
+        """Raise UnknownWorker or WorkerFenced unless this is the worker's present epoch."""
+        worker = self.joined.get(name)
+        if worker is None:
+            raise self._unknown(name)
+        if epoch != worker.epoch:
+            raise self._fenced(name, epoch, worker.epoch)
 
     def rewind(self, generation: int) -> None:
         """Enter a new generation: every worker must join again."""
         assert generation > self.generation
         self.generation = generation
         self.joined.clear()
+        self._last.clear()
 
     def to_data(self) -> dict[str, Any]:
         """The bookkeeping as plain data, for a snapshot."""
         return {
             "epochs": dict(self._epochs),
+            "last": {name: list(last) for name, last in self._last.items()},
             "joined": {
                 name: {
                     "epoch": worker.epoch,
@@ -189,6 +208,7 @@ class Workers:
     def restore(self, data: Mapping[str, Any]) -> None:
         """Take over what `to_data` gave."""
         self._epochs = {name: int(epoch) for name, epoch in data["epochs"].items()}
+        self._last = {name: (int(epoch), int(sequence)) for name, (epoch, sequence) in data.get("last", {}).items()}
         self.joined = {
             name: Worker(
                 int(worker["epoch"]),
@@ -221,17 +241,19 @@ class Workers:
                 f"run '{self.run}': an update has sequence {identity.sequence} and a fingerprint of "
                 f"{len(identity.fingerprint)} bytes, expected 1 or more and {FINGERPRINT_BYTES} random bytes; send both"
             )
-        worker = self.joined.get(identity.worker)
-        if worker is None:
-            raise UnknownWorker(
-                f"run '{self.run}' has no worker '{identity.worker[:200]}', expected one that has joined; join first",
-                got=identity.worker[:200],
-            )
-        if identity.epoch != worker.epoch:
-            raise WorkerFenced(
-                f"run '{self.run}': worker '{identity.worker}' has epoch {identity.epoch}, expected {worker.epoch}: "
-                "a newer join under the same name has taken over; use another worker name, or stop the other one",
-                got=identity.epoch,
-                expected=worker.epoch,
-            )
-        return worker
+        self.check_epoch(identity.worker, identity.epoch)
+        return self.joined[identity.worker]
+
+    def _unknown(self, name: str) -> UnknownWorker:
+        return UnknownWorker(
+            f"run '{self.run}' has no worker '{name[:200]}', expected one that has joined; join first",
+            got=name[:200],
+        )
+
+    def _fenced(self, name: str, epoch: int, expected: int) -> WorkerFenced:
+        return WorkerFenced(
+            f"run '{self.run}': worker '{name}' has epoch {epoch}, expected {expected}: "
+            "a newer join under the same name has taken over; use another worker name, or stop the other one",
+            got=epoch,
+            expected=expected,
+        )

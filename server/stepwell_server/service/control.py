@@ -72,6 +72,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             epoch=joined.epoch,
             version=joined.version,
             last_sequence=joined.last_sequence,
+            last_epoch=joined.last_epoch,
         )
         for layout in encode.encode_layout(hosted.run.layout):
             await write(

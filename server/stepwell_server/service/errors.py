@@ -32,6 +32,7 @@ TABLE: dict[type[Exception], tuple[str, grpc.StatusCode]] = {
     errors.UnknownWrapper: ("UNKNOWN_WRAPPER", _BAD),
     errors.UnknownArgument: ("UNKNOWN_ARGUMENT", _BAD),
     errors.UnknownEncoding: ("UNKNOWN_ENCODING", _BAD),
+    errors.UnknownPolicy: ("UNKNOWN_POLICY", _BAD),
     errors.UnknownRun: ("UNKNOWN_RUN", _ABSENT),
     errors.UnknownGroup: ("UNKNOWN_GROUP", _ABSENT),
     errors.UnknownParameter: ("UNKNOWN_PARAMETER", _ABSENT),

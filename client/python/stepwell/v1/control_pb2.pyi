@@ -100,18 +100,20 @@ class JoinResponse(_message.Message):
     def __init__(self, membership: _Optional[_Union[Membership, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
 
 class Membership(_message.Message):
-    __slots__ = ("run_uid", "generation", "epoch", "version", "last_sequence")
+    __slots__ = ("run_uid", "generation", "epoch", "version", "last_sequence", "last_epoch")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
     run_uid: bytes
     generation: int
     epoch: int
     version: int
     last_sequence: int
-    def __init__(self, run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., last_sequence: _Optional[int] = ...) -> None: ...
+    last_epoch: int
+    def __init__(self, run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., last_sequence: _Optional[int] = ..., last_epoch: _Optional[int] = ...) -> None: ...
 
 class GetLayoutRequest(_message.Message):
     __slots__ = ("run",)
