@@ -157,6 +157,10 @@ _Steps = Annotated[int, typer.Option(min=1, help="Updates that each worker makes
 _BatchSize = Annotated[int, typer.Option(min=1, help="Images per update.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the first weights and the mini-batches.")]
 _Run = Annotated[str, typer.Option(help="The run's name on the server.")]
+_GradientEncoding = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Send gradients so, such as int8 or top_k:density=0.05.")
+]
+_ParameterEncoding = Annotated[str | None, typer.Option(metavar="NAME", help="Get parameters so, such as bfloat16.")]
 
 _DEMO = DemoOptions()
 
@@ -172,6 +176,8 @@ def demo(
     batch_size: _BatchSize = _DEMO.batch_size,
     seed: _Seed = _DEMO.seed,
     run: _Run = _DEMO.run,
+    gradient_encoding: _GradientEncoding = None,
+    parameter_encoding: _ParameterEncoding = None,
     target: Annotated[float, typer.Option(min=0, max=1, help="The test accuracy below which it fails.")] = _DEMO.target,
     picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = _DEMO.picture,
     address: Annotated[str | None, typer.Option(help="Use this running server instead of starting one.")] = None,
@@ -191,6 +197,8 @@ def demo(
         batch_size=batch_size,
         seed=seed,
         run=run,
+        gradient_encoding=gradient_encoding,
+        parameter_encoding=parameter_encoding,
         target=target,
         picture=picture,
         address=address,
@@ -213,6 +221,8 @@ def demo_worker(
     batch_size: _BatchSize = _DEMO.batch_size,
     seed: _Seed = _DEMO.seed,
     run: _Run = _DEMO.run,
+    gradient_encoding: _GradientEncoding = None,
+    parameter_encoding: _ParameterEncoding = None,
 ) -> None:
     """One worker of the demo: create or join the run, train, and print progress."""
     from stepwell_server.demo.worker import run_worker  # noqa: PLC0415  # heavy, as above
@@ -230,6 +240,8 @@ def demo_worker(
         batch_size=batch_size,
         seed=seed,
         run=run,
+        gradient_encoding=gradient_encoding,
+        parameter_encoding=parameter_encoding,
     )
     raise typer.Exit(run_worker(options))
 

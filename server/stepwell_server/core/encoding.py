@@ -69,7 +69,8 @@ class Encoding:
         elements = encoded.elements
         if not 1 <= elements <= ELEMENTS_MAX:
             raise InvalidEncoding(
-                f"{what}: an encoded range of {elements} elements, expected 1 to {ELEMENTS_MAX}; leave it out, or cut it"
+                f"{what}: an encoded range of {elements} elements, expected 1 to {ELEMENTS_MAX}; cut it, and leave out "
+                "what is empty"
             )
         blocks = math.ceil(elements / self.block) if self.name in ("int8", "sign") else 0
         sizes = {

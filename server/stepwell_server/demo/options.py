@@ -16,6 +16,8 @@ class TrainingOptions:
     batch_size: images per update.
     seed: of the initial weights and the mini-batches. The test images are the same for all seeds.
     run: the run's name on the server.
+    gradient_encoding, parameter_encoding: what these are made smaller with on their way: a name, or one with arguments,
+    such as top_k:density=0.05.
     """
 
     optimizer: str = "adam"
@@ -27,6 +29,8 @@ class TrainingOptions:
     batch_size: int = 64
     seed: int = 0
     run: str = "digits"
+    gradient_encoding: str | None = None
+    parameter_encoding: str | None = None
 
     @property
     def updates(self) -> int:

@@ -100,7 +100,22 @@ def create_run_arguments(options: TrainingOptions) -> dict[str, Any]:
         "flavor": options.flavor,
         "hyperparameters": {} if lr is None else {"lr": lr},
         "schedules": {} if scheduled is None else {"lr": scheduled},
+        "encodings": {
+            direction: encoding(text)
+            for direction, text in (
+                ("gradients", options.gradient_encoding),
+                ("parameters", options.parameter_encoding),
+            )
+            if text is not None
+        },
     }
+
+
+def encoding(text: str) -> dict[str, Any]:
+    """An encoding as it is written on the command line, NAME or NAME:KEY=NUMBER,KEY=NUMBER. Raises ValueError."""
+    name, _, rest = text.partition(":")
+    arguments = [part.partition("=") for part in rest.split(",") if part]
+    return {"name": name, **{key: float(value) for key, _, value in arguments}}
 
 
 def find_objection(options: TrainingOptions) -> str | None:
@@ -114,4 +129,9 @@ def find_objection(options: TrainingOptions) -> str | None:
         return f"got workers {options.workers}, expected {WORKERS_MAX} or fewer: each has a process"
     if options.updates > UPDATES_MAX:
         return f"got {options.workers} workers with {options.steps:,} steps, expected {UPDATES_MAX:,} in all or fewer"
+    for text in (options.gradient_encoding, options.parameter_encoding):
+        try:
+            encoding(text or "")
+        except ValueError:
+            return f"got encoding '{text}', expected a name, or one with numbers such as top_k:density=0.05"
     return None

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Final, NoReturn, Protocol, TextIO
+from typing import Final, Literal, NoReturn, Protocol, TextIO
 
 import numpy as np
 
@@ -50,7 +50,10 @@ def run_worker(options: WorkerOptions) -> int:
     try:
         digits = data.load()
         reporter = JsonLines() if options.supervised else TextLines(digits.test)
-        with stepwell.connect(options.address) as client, _join(client, options) as run:
+        # Encodings are for what travels; with shared memory nothing does.
+        encoded = options.gradient_encoding is not None or options.parameter_encoding is not None
+        transport: Literal["stream", "auto"] = "stream" if encoded else "auto"
+        with stepwell.connect(options.address, transport=transport) as client, _join(client, options) as run:
             _train(run, digits, options, reporter)
     except stepwell.StepwellError as error:
         _say(f"stepwell: {error}", sys.stderr)

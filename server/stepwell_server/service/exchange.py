@@ -106,10 +106,16 @@ class Exchange:
         self._staging = self._stored = self._placing = None
         if staging is None or hosted is None:
             return
-        if placing is None or placing.done():
+
+        def discard(placed: asyncio.Task[None] | None) -> None:
+            if placed is not None and not placed.cancelled():
+                placed.exception()  # heard of: nobody waits any more for what is wrong with a range
             hosted.discard(staging)
+
+        if placing is None or placing.done():
+            discard(placing)
         else:
-            placing.add_done_callback(lambda _: hosted.discard(staging))
+            placing.add_done_callback(discard)
 
     async def _begin(self, message: data_pb2.UpdateHeader, token: bytes) -> None:
         """token: of the shared memory that holds the update, b"" if it comes in ranges."""
