@@ -44,7 +44,10 @@ class AwaitingConnection:
         match request:
             case Send(stream, message, seconds):
                 return await stream.send(message, seconds)  # type: ignore[attr-defined]
-            case Receive(stream, seconds):
+            case Receive(stream, seconds, meanwhile):
+                if meanwhile is not None:
+                    await stream.wait_until_sent(seconds)  # type: ignore[attr-defined]
+                    meanwhile()
                 return await stream.receive(seconds)  # type: ignore[attr-defined]
             case Open(method, message):
                 return self._open(method, message)
@@ -133,6 +136,10 @@ class AwaitingStream:
             await self._call.done_writing()
 
         self._writing = _task(finish(self._writing))
+
+    async def wait_until_sent(self, seconds: float) -> None:
+        if self._writing is not None:
+            await asyncio.wait({self._writing, self._read()}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
     async def receive(self, seconds: float) -> Any:
         try:

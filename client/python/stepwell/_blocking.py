@@ -1,8 +1,9 @@
 """Fulfils requests over a grpc channel, in the calling thread.
 
 grpc reads requests from an iterator in a thread of its own, and gives responses from an iterator that cannot be asked
-whether one is there. So every stream has two short queues: an outbox that the iterator empties, and an inbox that a
-reader thread fills. The reader always hears the end of the call and wakes everybody, so neither grpc's thread nor the
+whether one is there. So every stream has two short queues: an outbox that the iterator empties, and an inbox that is
+filled where grpc decodes a response, which is the earliest that it can be had. A reader thread asks grpc for the next
+one while the inbox has room. It always hears the end of the call and wakes everybody, so neither grpc's thread nor the
 caller can wait for ever on a call that has died.
 """
 
@@ -61,7 +62,10 @@ class BlockingConnection:
         match request:
             case Send(stream, message, seconds):
                 return stream.send(message, seconds)  # type: ignore[attr-defined]
-            case Receive(stream, seconds):
+            case Receive(stream, seconds, meanwhile):
+                if meanwhile is not None:
+                    stream.wait_until_sent(seconds)  # type: ignore[attr-defined]
+                    meanwhile()
                 return stream.receive(seconds)  # type: ignore[attr-defined]
             case Open(method, message):
                 return self._open(method, message)
@@ -139,9 +143,15 @@ class BlockingStream:
 
     def __init__(self, channel: grpc.Channel, method: Method[Any, Any], message: Any) -> None:
         self.channel = channel
-        self._changed = threading.Condition()
+        # One lock, and a condition for each who waits: waking a thread that has nothing to do costs the others time.
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)  # for the caller
+        self._orders = threading.Condition(self._lock)  # for grpc's thread, which sends
+        self._room = threading.Condition(self._lock)  # for the reader
+        self._decode = method.decode
         self._outbox: deque[Any] = deque()
         self._inbox: deque[Any] = deque()
+        self._asked = False  # grpc has sent everything and asks for more
         self._finished = False  # no more requests
         self._cancelled = False  # nobody will receive
         self._ended = False  # no more responses
@@ -150,13 +160,13 @@ class BlockingStream:
             self._outbox.append(message)
             self._finished = True
         # On the wire all calls look the same, so one kind serves all that stream.
-        call = channel.stream_stream(method.path, method.encode, method.decode)
+        call = channel.stream_stream(method.path, method.encode, self._take)
         self._call: Any = call(Outbox(self), metadata=METADATA)
         threading.Thread(target=self._read, name="stepwell-reader", daemon=True).start()
 
     def send(self, message: Any, seconds: float) -> bool:
-        with self._changed:
-            moved = self._changed.wait_for(
+        with self._lock:
+            moved = self._news.wait_for(
                 lambda: self._inbox or self._ended or len(self._outbox) < OUTBOX_MESSAGES_MAX, seconds
             )
             if not moved:
@@ -164,57 +174,75 @@ class BlockingStream:
             if self._inbox or self._ended:
                 return False
             self._outbox.append(message)
-            self._changed.notify_all()
+            self._asked = False
+            self._orders.notify()
             return True
 
+    def wait_until_sent(self, seconds: float) -> None:
+        with self._lock:
+            self._news.wait_for(lambda: self._asked or self._inbox or self._ended, seconds)
+
     def finish(self) -> None:
-        with self._changed:
+        with self._lock:
             self._finished = True
-            self._changed.notify_all()
+            self._orders.notify()
 
     def receive(self, seconds: float) -> Any:
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._inbox or self._ended, seconds):
+        with self._lock:
+            if not self._news.wait_for(lambda: self._inbox or self._ended, seconds):
                 raise Silent
             if self._inbox:
                 message = self._inbox.popleft()
-                self._changed.notify_all()
+                self._room.notify()
                 return message
             if self._failure is not None:
                 raise self._failure
             return None
 
     def cancel(self) -> None:
-        with self._changed:
+        with self._lock:
             self._cancelled = self._finished = True
             self._outbox.clear()
-            self._changed.notify_all()
+            self._wake_all()
         self._call.cancel()
 
     def next_request(self) -> Any:
         """The next message to go out; None when there will be none. Called in grpc's thread."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._outbox or self._finished or self._ended)
+        with self._lock:
+            if not self._outbox:
+                self._asked = True
+                self._news.notify_all()
+            self._orders.wait_for(lambda: self._outbox or self._finished or self._ended)
             if self._ended or not self._outbox:
                 return None
             message = self._outbox.popleft()
-            self._changed.notify_all()
+            self._news.notify_all()
             return message
+
+    def _take(self, serialized: bytes) -> Any:
+        """Decode a response, and hand it to the caller at once. Called in grpc's thread, in the order of responses."""
+        message = self._decode(serialized)
+        with self._lock:
+            self._inbox.append(message)
+            self._news.notify_all()
+        return message
 
     def _read(self) -> None:
         failure = None
         try:
-            for response in self._call:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._cancelled or len(self._inbox) < OUTBOX_MESSAGES_MAX)
-                    self._inbox.append(response)
-                    self._changed.notify_all()
+            for _ in self._call:
+                with self._lock:
+                    self._room.wait_for(lambda: self._cancelled or len(self._inbox) < OUTBOX_MESSAGES_MAX)
         except grpc.RpcError as error:
             failure = broken(error)
         finally:
-            with self._changed:
+            with self._lock:
                 self._failure, self._ended = failure, True
-                self._changed.notify_all()
+                self._wake_all()
+
+    def _wake_all(self) -> None:
+        for condition in (self._news, self._orders, self._room):
+            condition.notify_all()
 
 
 def broken(error: grpc.RpcError) -> Lost:

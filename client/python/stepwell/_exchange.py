@@ -1,6 +1,6 @@
 """One exchange on a worker's stream: an update, a selection of parameters, or both, and what comes back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -15,6 +15,9 @@ from stepwell.payload import Incoming, Outgoing
 from stepwell.v1 import data_pb2
 
 WorkRequest = Outgoing[data_pb2.WorkRequest]
+
+# Arrays for fewer parameters are made sooner than a thread is woken for it.
+_MEANWHILE_PARAMETERS_MIN = 32
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,14 @@ class Exchange:
         return self._with_ranges(
             data_pb2.WorkRequest(exchange=self._number, stage=data_pb2.Stage(header=header)), pieces
         )
+
+    @property
+    def meanwhile(self) -> Callable[[], object] | None:
+        """What can be done while the server is at work on the update."""
+        received = self.received
+        if self.update is None or received is None or (self.shared and not received.copies):
+            return None
+        return received.prepare if received.parameters_count >= _MEANWHILE_PARAMETERS_MIN else None
 
     @property
     def moved_bytes(self) -> int:

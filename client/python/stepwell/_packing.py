@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -211,10 +212,14 @@ def _as_expected(layout: Layout, values: list[Any]) -> bool:
     """Whether every gradient is an array that can be sent as it is."""
     return (
         {*map(type, values)} == {np.ndarray}
-        and [value.dtype for value in values] == layout.trained_dtypes
-        and [value.shape for value in values] == layout.trained_shapes
-        and all([value.flags.c_contiguous for value in values])  # noqa: C419  # quicker than a generator
+        and [*map(_dtype, values)] == layout.trained_dtypes
+        and [*map(_shape, values)] == layout.trained_shapes
+        and all(map(_c_contiguous, values))
     )
+
+
+# Half the time of comprehensions that ask for the same.
+_dtype, _shape, _c_contiguous = attrgetter("dtype"), attrgetter("shape"), attrgetter("flags.c_contiguous")
 
 
 def _join(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

@@ -153,6 +153,11 @@ class Received:
         )
         self._destination: Destination | None = None
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._prepared = False
+
+    @property
+    def parameters_count(self) -> int:
+        return len(self._parameters)
 
     @property
     def filled_bytes(self) -> int:
@@ -178,8 +183,16 @@ class Received:
             np.copyto(self._arrays[parameter.name], views[parameter.index])
         self._destination.filled_bytes = self._destination.size_bytes
 
+    def prepare(self) -> None:
+        """Make room ahead of `begin`, while there is nothing else to do."""
+        self.begin()
+        self._prepared = True
+
     def begin(self) -> None:
         """Make room, or start over."""
+        if self._prepared:
+            self._prepared = False
+            return
         if self._out is not None:
             self._arrays = dict(self._out)
             segments = [

@@ -57,10 +57,15 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Give the next response, or None at the end. Raises Silent after `seconds`, and Lost when the call has failed."""
+    """Give the next response, or None at the end. Raises Silent after `seconds`, and Lost when the call has failed.
+
+    meanwhile: work for the time until it comes, begun only when all that was to be sent has been: before that it
+    would keep the sending thread waiting for Python's lock.
+    """
 
     stream: Stream
     seconds: float
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

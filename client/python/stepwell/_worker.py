@@ -381,8 +381,10 @@ class Worker:
                 break
         if hooked and self.before_answer:
             self.before_answer(sent)
+        meanwhile = exchange.meanwhile
         while not exchange.done:
-            yield from self._receive(exchange, stream, patience)
+            yield from self._receive(exchange, stream, patience, meanwhile)
+            meanwhile = None
             transfer.done(exchange.moved_bytes)
         if hooked and self.after_answer:
             self.after_answer(sent)
@@ -407,8 +409,14 @@ class Worker:
         while not exchange.done and not (yield Send(stream, request, patience.seconds())):
             yield from self._receive(exchange, stream, patience)
 
-    def _receive(self, exchange: Exchange, stream: Stream, patience: Patience) -> Steps[None]:
-        response: payload.Incoming[data_pb2.WorkResponse] | None = yield Receive(stream, patience.seconds())
+    def _receive(
+        self,
+        exchange: Exchange,
+        stream: Stream,
+        patience: Patience,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> Steps[None]:
+        response: payload.Incoming[data_pb2.WorkResponse] | None = yield Receive(stream, patience.seconds(), meanwhile)
         if response is None:
             raise Lost(grpc.StatusCode.UNAVAILABLE, "the server ended the stream")
         patience.heard()

@@ -16,7 +16,7 @@ from stepwell.v1 import data_pb2, run_pb2
 M = TypeVar("M", bound=Message)
 Buffer = Any  # what has C-contiguous memory and `nbytes`: a memoryview of bytes, a NumPy array
 
-TAKEN_APART_BYTES_MIN: Final = 16 << 10
+TAKEN_APART_BYTES_MIN: Final = 128 << 10
 """Below this size protobuf alone is faster."""
 
 _RANGES_MAX: Final = 64

@@ -20,6 +20,9 @@ from stepwell_server.core.settings import Moment, Settings
 
 Scalars = dict[str, NDArray[np.float64]]
 
+# What the state's types hold: a larger number would be cast to an infinity. (One that is rounded down to it, too.)
+_LARGEST = {np.dtype(kind): float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
+
 
 @dataclass
 class Held:
@@ -110,15 +113,13 @@ class Launch:
             if last:
                 for name, value in zip(self.program.scalars, advanced, strict=True):
                     self.after[name][row.first : row.after] = value
-        with np.errstate(over="ignore"):
-            cast = table.astype(self.layout.dtype)
-        if not np.isfinite(cast).all():
+        largest = max((abs(number) for row, _ in known.values() for number in row), default=0.0)
+        if largest > _LARGEST[self.layout.dtype]:
             raise InvalidValue(
-                f"optimizer '{self.program.name}': the hyperparameters give coefficients up to "
-                f"{np.abs(table).max():g} that {self.layout.dtype} cannot hold, expected finite ones; use smaller "
-                "values"
+                f"optimizer '{self.program.name}': the hyperparameters give coefficients up to {largest:g} that "
+                f"{self.layout.dtype} cannot hold, expected finite ones; use smaller values"
             )
-        return cast
+        return table.astype(self.layout.dtype)
 
     def _make_pieces(self, exact: bool) -> Pieces:
         """Each row's elements; exact leaves padding out, which reductions and rules of single tensors must not see."""

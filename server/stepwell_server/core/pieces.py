@@ -1,6 +1,7 @@
 """What a launch works on: parts of a flat vector, and for each part which row of a table of coefficients it takes."""
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Pieces:
     ends: Integers
     rows: Integers
 
-    @property
+    @cached_property
     def elements(self) -> int:
         return int((self.ends - self.begins).sum())
 
@@ -66,8 +67,9 @@ class Pieces:
         return Pieces(begins, ends, self.rows[first:last])
 
 
+@lru_cache(maxsize=1024)
 def whole(elements: int) -> Pieces:
-    """One piece with the first row."""
+    """One piece with the first row. What nearly every launch works on."""
     return Pieces(np.zeros(1, np.int64), np.array([elements], np.int64), np.zeros(1, np.int64))
 
 

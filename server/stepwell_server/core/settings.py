@@ -106,6 +106,12 @@ class Settings:
     wrappers: tuple[Wrapping, ...] = ()
     transforms: tuple[Transforming, ...] = ()
 
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """What an update must bring beside gradients: inputs and numbers."""
+        required = {name for name, need in self.definition.inputs.items() if need == "required"}
+        return frozenset(required.union(self.definition.numbers))
+
     @property
     def step_per_parameter(self) -> bool:
         """Whether a parameter without a gradient is left alone; if not, every update must bring all gradients."""
@@ -134,6 +140,10 @@ class Settings:
     def _programs(self) -> dict[frozenset[str], Program]:
         """By the optional inputs: every commit asks for one."""
         return {}
+
+    @cached_property
+    def _constant(self) -> dict[str, Value]:
+        return self.values_of(self.own)
 
     def values_of(self, own: Mapping[str, Value]) -> dict[str, Value]:
         """Hyperparameters and the wrappers' arguments by the names that programs know."""
@@ -200,6 +210,8 @@ class Settings:
 
     def at(self, moment: Moment) -> dict[str, Value]:
         """Every hyperparameter's value for the commit at `moment`; raises InvalidValue for one out of its range."""
+        if not self.schedules:
+            return dict(self._constant)
         values = dict(self.own)
         for name, scheduled in self.schedules.items():
             own = self.own[name]

@@ -357,8 +357,7 @@ def _check_inputs(run: str, header: UpdateHeader, settings: Iterable[Settings | 
         if chosen is None:
             continue
         taken |= chosen.definition.inputs.keys()
-        required = {name for name, need in chosen.definition.inputs.items() if need == "required"}
-        lacking = [*sorted(required - set(header.inputs)), *(set(chosen.definition.numbers) - header.given.keys())]
+        lacking = sorted(chosen.needed.difference(header.inputs, header.given))
         if lacking:
             raise InputRequired(
                 f"run '{run}': the update has no {lacking[0]}, expected one: optimizer '{chosen.definition.name}' "

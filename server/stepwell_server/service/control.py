@@ -18,7 +18,7 @@ from stepwell_server.service import encode
 from stepwell_server.service.hosted import HostedRun
 from stepwell_server.service.runs import Claim, Runs
 from stepwell_server.service.state import read_state, send_state
-from stepwell_server.service.streams import patient, write
+from stepwell_server.service.streams import Peer
 from stepwell_server.storage.directory import CheckpointInfo
 
 T = TypeVar("T")
@@ -45,10 +45,13 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         )
 
     async def CreateRun(self, requests: AsyncIterator[pb.CreateRunRequest], context: Any) -> None:
-        async def say(creation: pb.Creation, **parts: Any) -> None:
-            await write(context, pb.CreateRunResponse(creation=creation, **parts), self._runs.limits.silence_seconds)
+        with Peer(context, self._runs.limits.silence_seconds) as peer:
+            await self._create(peer, peer.messages(requests))
 
-        pieces = patient(requests, self._runs.limits.silence_seconds)
+    async def _create(self, peer: Peer, pieces: AsyncIterator[pb.CreateRunRequest]) -> None:
+        async def say(creation: pb.Creation, **parts: Any) -> None:
+            await peer.write(pb.CreateRunResponse(creation=creation, **parts))
+
         name, message = await self._read_spec(pieces)
         spec = await self._runs.machine.run(encode.decode_spec, message, self._runs.limits.parameters_count)
         async with self._runs.claim(name, spec, lambda: say(pb.CREATION_WAIT)) as claim:
@@ -74,18 +77,18 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             last_sequence=joined.last_sequence,
             last_epoch=joined.last_epoch,
         )
-        for layout in encode.encode_layout(hosted.run.layout):
-            await write(
-                context, pb.JoinResponse(membership=membership, layout=layout), self._runs.limits.silence_seconds
-            )
-            membership = None
+        with Peer(context, self._runs.limits.silence_seconds) as peer:
+            for layout in encode.encode_layout(hosted.run.layout):
+                await peer.write(pb.JoinResponse(membership=membership, layout=layout))
+                membership = None
 
     async def GetLayout(self, request: pb.GetLayoutRequest, context: Any) -> None:
         run = self._runs.get(request.run).run
         uid = run.uid
-        for layout in encode.encode_layout(run.layout):
-            await write(context, pb.GetLayoutResponse(run_uid=uid, layout=layout), self._runs.limits.silence_seconds)
-            uid = b""
+        with Peer(context, self._runs.limits.silence_seconds) as peer:
+            for layout in encode.encode_layout(run.layout):
+                await peer.write(pb.GetLayoutResponse(run_uid=uid, layout=layout))
+                uid = b""
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=encode.encode_run(self._runs.get(request.run).run))
@@ -143,10 +146,12 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         return pb.PreviewScheduleResponse(values=values)
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> None:
-        await send_state(self._runs, request.run, context)
+        with Peer(context, self._runs.limits.silence_seconds) as peer:
+            await send_state(self._runs, request.run, peer)
 
     async def SetState(self, requests: AsyncIterator[pb.SetStateRequest], context: Any) -> pb.SetStateResponse:
-        hosted = await read_state(self._runs, patient(requests, self._runs.limits.silence_seconds))
+        with Peer(context, self._runs.limits.silence_seconds) as peer:
+            hosted = await read_state(self._runs, peer.messages(requests))
         return pb.SetStateResponse(run=encode.encode_run(hosted.run))
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Any) -> pb.SaveCheckpointResponse:

@@ -17,12 +17,12 @@ from stepwell.payload import (
     Outgoing,
 )
 from stepwell.v1 import data_pb2
-from stepwell_server.core.errors import LimitExceeded, MalformedRequest, RunReplaced
+from stepwell_server.core.errors import MalformedRequest, RunReplaced
 from stepwell_server.service.encode import encode_answer
 from stepwell_server.service.errors import ENDED, encode_error
 from stepwell_server.service.exchange import Exchange
 from stepwell_server.service.runs import Runs
-from stepwell_server.service.streams import patient, read, write
+from stepwell_server.service.streams import Peer
 
 
 class DataService:
@@ -63,47 +63,53 @@ class DataService:
     async def Push(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> data_pb2.PushResponse:
         exchange = Exchange(self._runs)
         try:
-            async for incoming in patient(requests, self._runs.limits.silence_seconds):
-                request = incoming.message
-                if request.HasField("stage"):
-                    await exchange.stage(request.stage, incoming.data)
-                if request.HasField("commit"):
-                    return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
+            with self._peer(context) as peer:
+                async for incoming in peer.messages(requests):
+                    request = incoming.message
+                    if request.HasField("stage"):
+                        await exchange.stage(request.stage, incoming.data)
+                    if request.HasField("commit"):
+                        return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
         finally:
             exchange.close()
 
     async def Pull(self, request: data_pb2.PullRequest, context: Any) -> None:
         parameters = await Exchange(self._runs).select(request.selection)
-        limit = self._runs.limits.silence_seconds
         try:
-            first = True
-            async for response, _ in parameters.messages(data_pb2.PullResponse):
-                if first:
-                    response.message.parameters.CopyFrom(parameters.header)
-                first = False
-                await write(context, response, limit)
+            with self._peer(context) as peer:
+                first = True
+                async for response, _ in parameters.messages(data_pb2.PullResponse):
+                    if first:
+                        response.message.parameters.CopyFrom(parameters.header)
+                    first = False
+                    await peer.write(response)
         finally:
             parameters.close()
 
     async def Step(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> None:
-        stream = _Stream(self._runs, context, data_pb2.StepResponse)
-        try:
-            async for incoming in patient(requests, self._runs.limits.silence_seconds):
-                await stream.take(incoming)
-                if incoming.message.HasField("commit"):
-                    return
-            raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
-        finally:
-            stream.exchange.close()
+        with self._peer(context) as peer:
+            stream = _Stream(self._runs, peer, data_pb2.StepResponse)
+            try:
+                async for incoming in peer.messages(requests):
+                    await stream.take(incoming)
+                    if incoming.message.HasField("commit"):
+                        return
+                raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
+            finally:
+                stream.exchange.close()
 
     async def Work(self, requests: AsyncIterator[Incoming[Any]], context: Any) -> None:
-        stream = _Stream(self._runs, context, data_pb2.WorkResponse)
-        words = asyncio.create_task(stream.give_word())
+        with self._peer(context) as peer:
+            await self._work(peer)
+
+    async def _work(self, peer: Peer) -> None:
+        stream = _Stream(self._runs, peer, data_pb2.WorkResponse)
+        words = asyncio.create_task(stream.give_word(self._runs.limits.word_seconds))
         failed = 0
         try:
             while True:
-                incoming = await self._next(context, stream)
+                incoming = await self._next(peer, stream)
                 if incoming is None:
                     return
                 request = incoming.message
@@ -135,11 +141,14 @@ class DataService:
         token, path, session = await self._runs.sharing.share(hosted, tuple(request.inputs))
         return data_pb2.ShareMemoryResponse(socket=path, token=token, vectors=session.own)
 
-    async def _next(self, context: Any, stream: "_Stream") -> Incoming[data_pb2.WorkRequest] | None:
+    def _peer(self, context: Any) -> Peer:
+        return Peer(context, self._runs.limits.silence_seconds)
+
+    async def _next(self, peer: Peer, stream: "_Stream") -> Incoming[data_pb2.WorkRequest] | None:
         """The stream's next message, None at its end. A worker may pause, but not long while an update is half here."""
         incoming: Incoming[data_pb2.WorkRequest] | None
         if stream.number is not None or stream.exchange.staging:
-            incoming = await read(context, self._runs.limits.silence_seconds)
+            incoming = await peer.read()
             return incoming
         if self._draining:
             self._runs.refuse()
@@ -147,7 +156,7 @@ class DataService:
         assert task is not None
         self._idle.add(task)
         try:
-            incoming = await read(context, None)
+            incoming = await peer.wait()
             return incoming
         except asyncio.CancelledError:
             if not self._draining:
@@ -161,13 +170,11 @@ class DataService:
 class _Stream:
     """The answering side of a step or a worker's stream. number: the exchange at work, None between exchanges."""
 
-    def __init__(self, runs: Runs, context: Any, response: type[Any]) -> None:
+    def __init__(self, runs: Runs, peer: Peer, response: type[Any]) -> None:
         self.exchange = Exchange(runs)
         self.number: int | None = None
-        self._runs = runs
-        self._context = context
+        self._peer = peer
         self._response = response
-        self._writing = asyncio.Lock()
 
     async def take(self, incoming: Incoming[Any], last: bool = False) -> None:
         """Take a message's parts in order and answer them."""
@@ -202,17 +209,16 @@ class _Stream:
         """Send a message; on a worker's stream, under the exchange's number."""
         if self.number is not None:
             response.message.exchange = self.number
-        async with self._writing:
-            await write(self._context, response, self._runs.limits.silence_seconds)
+        await self._peer.write(response)
 
-    async def give_word(self) -> None:
+    async def give_word(self, seconds: float) -> None:
         """Say now and then that the server is still at work."""
         while True:
-            await asyncio.sleep(self._runs.limits.word_seconds)
+            await asyncio.sleep(seconds)
             if self.number is not None:
                 try:
-                    await self.write(Outgoing(data_pb2.WorkResponse()))
-                except (*ENDED, LimitExceeded):
+                    await self._peer.say(Outgoing(data_pb2.WorkResponse(exchange=self.number)))
+                except ENDED:
                     return  # whoever is at work on the exchange finds out, too
 
     async def _write_last(self, response: Outgoing[Any], done: bool) -> None:

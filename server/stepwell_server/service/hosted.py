@@ -5,9 +5,9 @@ goes to its end whatever becomes of its caller.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -106,12 +106,9 @@ class HostedRun:
         self._machine = machine
         self._lock = asyncio.Lock()
 
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[Run]:
+    def exclusive(self) -> "Exclusive":
         """The run between commits; raises UnknownRun if it was deleted meanwhile."""
-        async with self._lock:
-            self.check_present()
-            yield self.run
+        return Exclusive(self, self._lock)
 
     def check_present(self) -> None:
         if self.gone:
@@ -204,10 +201,11 @@ class HostedRun:
 
     async def commit(self, staging: Staging) -> Answer:
         """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
-        if not self._lock.locked() and self._is_quick(staging):
+        quick = self._is_quick(staging)
+        if quick and not self._lock.locked():
             # Nothing of it waits once something is written, so the caller cannot go away in between.
-            return await self._commit(staging)
-        committing = asyncio.create_task(self._commit(staging))
+            return await self._commit(staging, quick)
+        committing = asyncio.create_task(self._commit(staging, quick))
         # If nobody waits any more, nobody else would look at how it ended.
         committing.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(committing)
@@ -313,7 +311,7 @@ class HostedRun:
         for group, begin, data, number, dtype, encoded in ranges:
             staging.place(self._machine.memory.device, group, begin, data, number, dtype, encoded)
 
-    async def _commit(self, staging: Staging) -> Answer:
+    async def _commit(self, staging: Staging, quick: bool) -> Answer:
         try:
             async with self.exclusive() as run:
                 stored = run.recall(staging.header.identity)
@@ -325,7 +323,7 @@ class HostedRun:
                     return planned
                 scratch = await self._make_copies(planned)
                 try:
-                    await self._make(planned, staging)
+                    await self._make(planned, quick)
                 finally:
                     self._machine.memory.free(scratch)
                 return run.finish(planned)
@@ -336,20 +334,19 @@ class HostedRun:
         """Whether a commit is made sooner on the loop than it is handed to a thread."""
         return self.run.single_pass and sum([vector.nbytes for vector in staging.vectors]) <= _COMMIT_INLINE_BYTES_MAX
 
-    async def _make(self, commit: Commit, staging: Staging) -> None:
-        """Everything that can fail, then the kernels."""
+    async def _make(self, commit: Commit, quick: bool) -> None:
+        """Everything that can fail, then the kernels. quick: here, not on a thread."""
         memory = self._machine.memory
-        here = self._is_quick(staging)
         try:
             # Of a single pass only the coefficients are left to be computed.
-            if here or self.run.single_pass:
+            if quick or self.run.single_pass:
                 commit.ready(memory)
             else:
                 await self._machine.run(commit.ready, memory)
         except BaseException:
             memory.free([copy for group in commit.groups for copy in group.copies.values()])
             raise
-        if here:
+        if quick:
             commit.apply(memory)
         else:
             await self._machine.run(commit.apply, memory)
@@ -358,6 +355,8 @@ class HostedRun:
         """Have memory for what readers hold, or wait until they let go; also scratch, the caller's to free."""
         while True:
             needed, scratch = commit.copies_needed(), commit.scratch_needed()
+            if not needed and not scratch:
+                return []
             sizes = [group.group.size(name) for group, name in needed]
             memory = self._machine.memory
             memory.check_fits([*sizes, *scratch], "a commit", self._machine.state_bytes())
@@ -367,6 +366,23 @@ class HostedRun:
                     group.copies[name] = vector
                 return vectors[len(needed) :]
             await self._machine.changed()
+
+
+class Exclusive:
+    """Holds a run's lock. A class, since every step enters it twice and a generator takes three times as long."""
+
+    def __init__(self, hosted: HostedRun, lock: asyncio.Lock) -> None:
+        self._hosted, self._lock = hosted, lock
+
+    async def __aenter__(self) -> Run:
+        await self._lock.acquire()
+        if self._hosted.gone:
+            self._lock.release()
+            self._hosted.check_present()
+        return self._hosted.run
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def placed_bytes(ranges: Sequence[Arrived]) -> int:

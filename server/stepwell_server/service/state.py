@@ -1,7 +1,6 @@
 """Whole states on the wire: every array of a run at one version, out and in."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import numpy as np
 
@@ -18,14 +17,14 @@ from stepwell_server.service import outgoing
 from stepwell_server.service.encode import check_plain
 from stepwell_server.service.hosted import HostedRun
 from stepwell_server.service.runs import Runs
-from stepwell_server.service.streams import write
+from stepwell_server.service.streams import Peer
 
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 
 Key = tuple[int, int, str]  # kind, group, name
 
 
-async def send_state(runs: Runs, name: str, context: Any) -> None:
+async def send_state(runs: Runs, name: str, peer: Peer) -> None:
     """Stream a run's state, all of one version."""
     hosted = runs.get(name)
     hold, plain, groups = await hosted.hold_state()
@@ -38,7 +37,7 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
             generation=plain["generation"],
         )
         if not groups:
-            await write(context, pb.GetStateResponse(header=header), runs.limits.silence_seconds)
+            await peer.write(pb.GetStateResponse(header=header))
         layouts = hosted.run.layout.groups
         for number, (layout, chosen, arrays) in enumerate(zip(layouts, settings, groups, strict=True)):
             for (kind, _, array), (shape, vector) in _arrays(number, layout, chosen, arrays).items():
@@ -56,7 +55,7 @@ async def send_state(runs: Runs, name: str, context: Any) -> None:
                         )
                         part.packed_offset_bytes, part.data = ranged.packed_offset_bytes, b"".join(data)
                     part.group = number
-                    await write(context, response, runs.limits.silence_seconds)
+                    await peer.write(response)
     finally:
         hold.release()
 

@@ -30,15 +30,15 @@ from stepwell_server.core.devices.shared import SharedVectors
 from stepwell_server.core.layout import BFLOAT16
 from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
 
-# The exponent's bits of each type: all of them are set in a NaN and in an infinity.
-_EXPONENTS: dict[str, np.signedinteger[Any]] = {
-    "float16": np.int16(0x7C00),
-    "bfloat16": np.int16(0x7F80),
-    "float32": np.int32(0x7F800000),
-    "float64": np.int64(0x7FF0000000000000),
-}
-
 _FLOAT32 = np.dtype(np.float32)
+
+# The exponent's bits of each type: all of them are set in a NaN and in an infinity.
+_EXPONENTS: dict[np.dtype[Any], np.signedinteger[Any]] = {
+    np.dtype(np.float16): np.int16(0x7C00),
+    BFLOAT16: np.int16(0x7F80),
+    _FLOAT32: np.int32(0x7F800000),
+    np.dtype(np.float64): np.int64(0x7FF0000000000000),
+}
 
 # Below this many elements a launch stays on the calling thread: handing it over would cost more than it saves.
 _SHARE_ELEMENTS_MIN = 1 << 16
@@ -213,12 +213,12 @@ class CpuDevice(HostMemory):
 
     def is_finite(self, packed: Bytes, dtype: np.dtype[Any]) -> bool:
         """Whether no element is a NaN or an infinity; a whole number of elements of `dtype`."""
-        exponent = _EXPONENTS[dtype.name]
+        exponent = _EXPONENTS[dtype]
         return bool(self._finite(packed.view(exponent.dtype), exponent))
 
     def finite_pieces(self, vector: Vector, begins: Offsets, ends: Offsets) -> bool:
         """Whether no element from some begin to its end is a NaN or an infinity; on all threads."""
-        exponent = _EXPONENTS[vector.dtype.name]
+        exponent = _EXPONENTS[vector.dtype]
         bits = vector.view(exponent.dtype)
         found: list[bool] = []
         pieces = Pieces(begins, ends, np.zeros(len(begins), np.int64))

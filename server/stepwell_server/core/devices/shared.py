@@ -62,7 +62,7 @@ class SharedVectors:
 
     def owner(self, vector: Vector) -> str:
         """As given to `allocate`; "" for a vector that is not shared."""
-        found = self._open.get(_address(vector))
+        found = self._open.get(_address(vector)) if self._open else None
         return found.owner if found else ""
 
     def number(self, vector: Vector) -> int:
