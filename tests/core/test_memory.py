@@ -83,12 +83,15 @@ def test_a_freed_vector_is_the_next_of_its_size(memory):
     assert made(memory) == 4
 
 
-def test_two_vectors_of_each_size_are_kept(memory):
-    vectors = memory.allocate([Size(100, SINGLE)] * 3, "a test")
-    memory.free(vectors)
-    assert memory.used_bytes == cost(*[Size(100, SINGLE)] * 2)
-    memory.allocate([Size(100, SINGLE)] * 3, "a test")
-    assert made(memory) == 4
+@pytest.mark.parametrize(("elements", "kept"), [(9 << 20, 2), (4 << 20, 3)], ids=["large", "of 64 MiB"])
+def test_a_few_vectors_of_each_size_are_kept(elements, kept):
+    """Two large ones; of small ones as many as 64 MiB hold."""
+    memory = Memory(Counting(), 1 << 40)
+    size = Size(elements, SINGLE)
+    memory.free(memory.allocate([size] * 4, "a test"))
+    assert memory.used_bytes == cost(*[size] * kept)
+    memory.allocate([size] * 4, "a test")
+    assert made(memory) == 8 - kept
 
 
 def test_kept_vectors_go_when_the_budget_is_short(memory):

@@ -40,6 +40,7 @@ from stepwell_server.core.errors import SharedMemoryUnavailable
 from stepwell_server.service import sharing as sharing_module
 from stepwell_server.service.hosted import HostedRun, Machine
 from stepwell_server.service.sharing import Sharing
+from stepwell_server.service.turns import Turns
 from tests.core.local import LocalRun
 from tests.end_to_end import pushing
 from tests.end_to_end.raw import Raw, RawWorker, Refusal, WorkStream
@@ -868,7 +869,7 @@ async def test_a_token_that_is_never_used(sockets: Path, kernel_cache: Path, mon
     monkeypatch.setattr(sharing_module, "_CONNECT_SECONDS", 0.05)
     local = LocalRun({"w": np.zeros(1000)}, hyperparameters={"lr": 1.0}, kernel_directory=kernel_cache)
     with ThreadPoolExecutor(1) as threads:
-        hosted = HostedRun(local.run, Machine(local.memory, threads))
+        hosted = HostedRun(local.run, Machine(local.memory, threads, Turns(2)))
         sharing = Sharing(local.memory, sockets)
         sharing.open()
         try:
@@ -1371,7 +1372,7 @@ async def test_directories_that_cannot_be_had(tmp_path: Path, kernel_cache: Path
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_text("not a directory")
     with ThreadPoolExecutor(1) as threads:
-        hosted = HostedRun(local.run, Machine(local.memory, threads))
+        hosted = HostedRun(local.run, Machine(local.memory, threads, Turns(2)))
         for folder, why in (
             ("open", "has mode 0755"),
             ("link", "is a symbolic link"),

@@ -18,7 +18,9 @@ from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Device
 from stepwell_server.core.devices.device import Vector as Vector
 from stepwell_server.core.errors import MemoryExhausted
 
+# Of each size: as many as are taken and given back by a worker and a reader, and more of small ones, for many workers.
 _KEPT_PER_SIZE = 2
+_KEPT_PER_SIZE_BYTES = 64 << 20
 
 
 class Size(NamedTuple):
@@ -119,7 +121,7 @@ class Memory:
                 continue
             self._private_bytes -= size.size_bytes
             kept = self._kept.setdefault((len(vector), vector.dtype.str), [])
-            if len(kept) < _KEPT_PER_SIZE:
+            if len(kept) < max(_KEPT_PER_SIZE, _KEPT_PER_SIZE_BYTES // size.size_bytes):
                 kept.append(vector)
         assert self._private_bytes >= 0
         self.on_free()

@@ -66,9 +66,10 @@ class DataService:
             with self._peer(context) as peer:
                 async for incoming in peer.messages(requests):
                     request = incoming.message
+                    whole = request.HasField("commit")
                     if request.HasField("stage"):
-                        await exchange.stage(request.stage, incoming.data)
-                    if request.HasField("commit"):
+                        await exchange.stage(request.stage, incoming.data, whole=whole)
+                    if whole:
                         return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
         finally:
@@ -181,7 +182,7 @@ class _Stream:
         request = incoming.message
         answer: data_pb2.Answer | None = None
         if request.HasField("stage"):
-            await self.exchange.stage(request.stage, incoming.data)
+            await self.exchange.stage(request.stage, incoming.data, whole=request.HasField("commit"))
             stored = self.exchange.stored
             if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
                 # The rest of a large update need not be sent again.

@@ -20,6 +20,7 @@ from stepwell_server.service import outgoing
 from stepwell_server.service.encode import decode_header, decode_identity
 from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine, placed_bytes
 from stepwell_server.service.runs import Runs
+from stepwell_server.service.turns import Turn
 
 M = TypeVar("M", bound=Message)
 
@@ -33,6 +34,7 @@ class Exchange:
         self._staging: Staging | None = None
         self._stored: Answer | None = None
         self._placing: asyncio.Task[None] | None = None
+        self._turn: Turn | None = None
 
     @property
     def staging(self) -> bool:
@@ -44,10 +46,13 @@ class Exchange:
         """The answer of the update on its way in, where it was made before."""
         return self._stored
 
-    async def stage(self, message: data_pb2.Stage, datas: Sequence[Buffer]) -> None:
-        """Take a piece of an update, with the data of its ranges. Raises what is wrong; the update is then gone."""
+    async def stage(self, message: data_pb2.Stage, datas: Sequence[Buffer], *, whole: bool) -> None:
+        """Take a piece of an update, with the data of its ranges. Raises what is wrong; the update is then gone.
+
+        whole: whether nothing follows.
+        """
         if message.HasField("header"):
-            await self._begin(message.header, message.shared_memory)
+            await self._begin(message.header, message.shared_memory, whole)
         if self._stored is not None:
             return
         if self._staging is None or self._hosted is None:
@@ -82,7 +87,10 @@ class Exchange:
         if message.without_gradient:
             self._staging.leave_out(message.without_gradient)
         staging, self._staging = self._staging, None
-        return await self._hosted.commit(staging)
+        try:
+            return await self._hosted.commit(staging)
+        finally:
+            self._end_turn()
 
     async def select(self, selection: data_pb2.Selection) -> "Parameters | SharedParameters":
         """Hold the parameters that were asked for; the caller closes what it gets."""
@@ -104,6 +112,7 @@ class Exchange:
         """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
         hosted, staging, placing = self._hosted, self._staging, self._placing
         self._staging = self._stored = self._placing = None
+        self._end_turn()
         if staging is None or hosted is None:
             return
 
@@ -117,7 +126,7 @@ class Exchange:
         else:
             placing.add_done_callback(discard)
 
-    async def _begin(self, message: data_pb2.UpdateHeader, token: bytes) -> None:
+    async def _begin(self, message: data_pb2.UpdateHeader, token: bytes, whole: bool) -> None:
         """token: of the shared memory that holds the update, b"" if it comes in ranges."""
         self.close()
         header = decode_header(message)
@@ -126,12 +135,19 @@ class Exchange:
         if self._stored is not None:
             self._hosted.run.duplicates_count += 1
             return
+        if token or not whole:
+            self._turn = await self._runs.machine.turns.take()
         if token:
             session = self._runs.sharing.find(token, self._hosted)
             session.let_go()
             self._staging = await self._hosted.stage_shared(header, session.inputs, session.vectors)
         else:
             self._staging = await self._hosted.stage(header)
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.release()
+            self._turn = None
 
     async def _placed(self) -> None:
         if self._placing is not None:

@@ -24,6 +24,7 @@ from stepwell_server.core.settings import Settings
 from stepwell_server.core.spec import Schedules
 from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Membership
+from stepwell_server.service.turns import Turns
 
 R = TypeVar("R")
 
@@ -37,10 +38,11 @@ _COMMIT_INLINE_BYTES_MAX = 256 << 10
 
 
 class Machine:
-    """What all runs of a server share: the memory, those who wait for it, and the worker threads."""
+    """What all runs of a server share: the memory, those who wait for it, turns, and the worker threads."""
 
-    def __init__(self, memory: Memory, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, memory: Memory, threads: ThreadPoolExecutor, turns: Turns) -> None:
         self.memory = memory
+        self.turns = turns
         self._threads = threads
         self._turns: list[asyncio.Future[None]] = []
         # Set when memory is free; None while nobody waits for it.

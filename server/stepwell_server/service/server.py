@@ -26,6 +26,7 @@ from stepwell_server.service.hosted import Machine
 from stepwell_server.service.limits import Limits
 from stepwell_server.service.runs import Runs
 from stepwell_server.service.sharing import Sharing
+from stepwell_server.service.turns import Turns
 from stepwell_server.storage.directory import DataDirectory
 from stepwell_server.storage.kernel_cache import private_directory
 
@@ -75,7 +76,7 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
     threads = ThreadPoolExecutor(cores + 2, thread_name_prefix="work")
     device = open_device(settings.device, cores, private_directory(settings.kernel_cache))
     device.check_holds(settings.limits.memory_bytes)
-    machine = Machine(Memory(device, settings.limits.memory_bytes), threads)
+    machine = Machine(Memory(device, settings.limits.memory_bytes), threads, Turns(cores))
     sharing = Sharing(machine.memory, settings.shared_memory_directory)
     storage = None
     try:
