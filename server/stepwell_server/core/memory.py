@@ -108,8 +108,6 @@ class Memory:
 
     def free(self, vectors: Sequence[Vector]) -> None:
         """Give vectors back, if only a hold; nobody of this process may look at them any more."""
-        if not vectors:
-            return
         for vector in vectors:
             size = self._size_of(vector)
             if size.owner:
