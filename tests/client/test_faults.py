@@ -420,7 +420,7 @@ def test_a_replaced_run(connect, run, server):
     [
         value
         for name, value in errors_pb2.ErrorReason.items()
-        if name not in ("ERROR_REASON_UNSPECIFIED", "ERROR_REASON_SERVER_STOPPING")
+        if name not in ("ERROR_REASON_UNSPECIFIED", "ERROR_REASON_SERVER_STOPPING", "ERROR_REASON_UNKNOWN_WORKER")
     ],
 )
 def test_every_reason_is_raised_as_its_class(run, server, reason):
@@ -434,6 +434,17 @@ def test_every_reason_is_raised_as_its_class(run, server, reason):
     with pytest.raises(type(raised.value), match="by the test") as raised:
         run.refresh()
     assert raised.value.details == {"fact": "3"}
+
+
+def test_whoever_is_not_live_any_more_joins_again_and_sends_again(run, server):
+    run.push(gradients())
+    epochs = len(server.joins)
+    server.intercept = once(lambda request: fail(request.exchange, errors_pb2.ERROR_REASON_UNKNOWN_WORKER))
+    assert run.push(gradients()) == 2
+    assert len(server.joins) == epochs + 1
+    server.refuse["GetRun"] = [Refused(errors_pb2.ERROR_REASON_UNKNOWN_WORKER, "by the test")]
+    with pytest.raises(stepwell.UnknownWorker, match="by the test"):
+        run.refresh()
 
 
 def test_a_reason_of_a_newer_server(run, server):

@@ -14,7 +14,7 @@ from stepwell_server.core.memory import Memory, Vector
 from stepwell_server.core.run import Run, RunLimits
 from stepwell_server.core.spec import GroupSpec, RunSpec
 from stepwell_server.core.update import Staging, UpdateHeader
-from stepwell_server.core.workers import Answer, Identity
+from stepwell_server.core.workers import Answer, Identity, Outcome
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -99,14 +99,19 @@ class LocalRun:
         return staging
 
     def commit(self, staging: Staging) -> Answer:
+        identity = staging.header.identity
         try:
+            if self.run.check(staging):
+                answer = self.run.make_answer(Outcome.SKIPPED_NONFINITE)
+                self.run.workers.record(identity, answer)
+                return answer
             planned = self.run.prepare(staging)
-            if isinstance(planned, Answer):
-                return planned
             for group, name in planned.copies_needed():
                 (group.copies[name],) = self.memory.allocate([group.group.size(name)], "test")
             planned.ready_and_apply(self.memory)
-            return self.run.finish(planned)
+            answer = self.run.finish(planned)
+            self.run.workers.record(identity, answer)
+            return answer
         finally:
             self.memory.free(staging.vectors)
 

@@ -151,7 +151,7 @@ def test_the_histories_reach_every_refusal():
         ({"generation": 4}, RunRewound, "generation 4"),
         ({"fingerprint": b"short"}, InvalidValue, "fingerprint of 5 bytes, expected 1 or more and 16 random bytes"),
         ({"sequence": 0}, InvalidValue, "sequence 0"),
-        ({"worker": "z"}, UnknownWorker, "no worker 'z'.* join first"),
+        ({"worker": "z"}, UnknownWorker, "no live worker 'z'.* join again"),
         ({"epoch": 1}, WorkerFenced, "epoch 1, expected 2: a newer join"),
         ({"epoch": 3}, WorkerFenced, "epoch 3, expected 2"),
         ({"sequence": 8}, SequenceGap, "sent sequence 8, expected 7; send updates in order"),

@@ -88,7 +88,7 @@ def test_garbage_in_messages(server: Server, client: stepwell.Client, name: str)
         )
         for method in descriptor.methods
     ]
-    assert len(methods) == 23
+    assert len(methods) == 26
     with Raw(server.address) as raw:
         for service, method in [*methods, ("stepwell.v1.DataService", "Nothing"), ("nothing", "Push")]:
             bare: Any = raw.channel.stream_stream(f"/{service}/{method}")

@@ -38,7 +38,8 @@ from stepwell._shared import SharedMemory
 from stepwell.v1 import data_pb2, run_pb2
 from stepwell_server.core.errors import SharedMemoryUnavailable
 from stepwell_server.service import sharing as sharing_module
-from stepwell_server.service.hosted import HostedRun, Machine
+from stepwell_server.service.hosted import HostedRun
+from stepwell_server.service.machine import Machine
 from stepwell_server.service.sharing import Sharing
 from stepwell_server.service.turns import Turns
 from tests.core.local import LocalRun

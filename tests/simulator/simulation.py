@@ -1,43 +1,47 @@
 """Random histories of workers, a bad network, and the real state machines between; everything follows from a seed.
 
-The workers here are models of what an SDK does; policies, leases, epochs, sequences and answers are the server's own
-code. After every event the checker looks at what has happened so far.
+The workers here are models of what an SDK does; policies, leases, epochs, sequences, answers and barriers are the
+server's own code. After every event the checker looks at what has happened so far.
 """
 
 import heapq
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from stepwell_server.core.coordinator import Coordinator
-from stepwell_server.core.errors import DomainError, IdentityError, UnknownWorker, WorkerFenced
-from stepwell_server.core.policies import Asynchronous, Bounded, Commit, Contribution, Drop, Policy, Refuse, Synchronous
-from stepwell_server.core.workers import Answer, Identity, Membership, Outcome, Workers
+from stepwell_server.core.errors import DomainError, IdentityError, RunRewound, UnknownWorker, WorkerFenced
+from stepwell_server.core.workers import Answer, Identity, Membership, Outcome
+from tests.simulator.server import LEASE_SECONDS, RUN, UID, Server
 
-RUN = "simulated"
-UID = bytes(16)
-LEASE_SECONDS = 10.0
 _RETRY_SECONDS = 4.0
-
-
-class Violation(AssertionError):
-    """The history broke a promise. The message has the seed that repeats it."""
 
 
 @dataclass
 class Faults:
-    """How bad it is, each as a probability: of a message to be lost or doubled, and per thought of a worker."""
+    """How bad it is, each as a probability: of a message to be lost or doubled, per thought of a worker to crash,
+    freeze or leave, per commit to fail and per update to be skipped, or refused, in one; of the rest per second. And
+    how long things take on average: a message, a commit, and a worker's thoughts."""
 
     lost: float = 0.05
     doubled: float = 0.05
     crash: float = 0.01
     freeze: float = 0.01
-    jump: float = 0.001
+    leave: float = 0.003
     commit_fails: float = 0.01
+    skips: float = 0.01
+    jump: float = 0.003
+    restarts: float = 0.003
+    killed: float = 0.003
+    policy_changes: float = 0.0
     delay_seconds: float = 1.0
+    work_seconds: float = 0.1
+    pause_seconds: float = 1.0
 
 
-CALM = Faults(0, 0, 0, 0, 0, 0)
+CALM = Faults(**{each.name: 0.0 for each in fields(Faults) if not each.name.endswith("_seconds")})
+BAD = Faults(0.2, 0.2, 0.05, 0.05, 0.01, 0.05, 0.05, 0.05, 0.01, 0.01)
 
 
 @dataclass(frozen=True)
@@ -54,61 +58,68 @@ class WorkerModel:
 
     name: str
     membership: Membership | None = None
+    generation: int = 0
     version: int = 0
     sequence: int = 0
     sending: tuple[Identity, Gradient] | None = None
     in_doubt: tuple[tuple[int, int], Gradient] | None = None
+    # The barrier's call that it waits for, the calls so far, and the answers since the last one.
+    calling: int | None = None
+    calls: int = 0
+    answers_count: int = 0
     down: bool = False
     dead: bool = False
     life: int = 0
-    acknowledged: set[int] = field(default_factory=set)
+    # What it was told of each gradient, and in which generation.
+    told: dict[int, tuple[int, Outcome]] = field(default_factory=dict)
 
 
 class Simulation:
-    """A run under one policy, its workers, and everything that happens to them.
+    """A run, its workers, and everything that happens to them.
 
-    coordinator: of another kind where a test plants a bug.
+    policies: that a change may choose. barrier_every: after how many answers a worker waits for the others.
     """
 
     def __init__(
         self,
         seed: int,
-        policy: Policy,
+        policy: dict[str, Any],
         workers: int,
         faults: Faults,
         coordinator: type[Coordinator] = Coordinator,
+        policies: list[dict[str, Any]] | None = None,
+        folds_early: bool = False,
+        staged_max: int | None = None,
+        barrier_every: int | None = None,
     ) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.faults = faults
+        self.policies = policies or []
+        self.barrier_every = barrier_every
         self.now = 0.0
-        self.version = 0
         self.events_count = 0
-        self.policy = policy
-        self.coordinator = coordinator(Workers(RUN, UID, 0, 16, 10 * workers), policy)
         self.workers = [WorkerModel(f"w{number:04}") for number in range(workers)]
-        self.log: list[tuple[int, ...]] = []
-        self.committed: dict[int, int] = {}
+        # Names in another order than the workers came in.
+        self.random.shuffle(self.workers)
         self._gradients = itertools.count(1)
         self._order = itertools.count()
         self._events: list[tuple[float, int, object, tuple[object, ...]]] = []
-        self._carried: dict[int, Gradient] = {}
-        self._by_key: dict[int, tuple[WorkerModel, Identity, int]] = {}
-        self._queue: list[Commit] = []
-        self._busy: Commit | None = None
+        self.server = Server(self, policy, coordinator, folds_early, staged_max)
         for worker in self.workers:
-            self._after(self.random.random(), self._think, worker, worker.life)
-        self._after(1.0, self._tick)
+            self.after(self.random.random(), self._think, worker, worker.life)
+        self.after(1.0, self._tick)
+
+    def __repr__(self) -> str:
+        return f"seed {self.seed}, event {self.events_count}"
 
     def run(self, events: int) -> None:
-        """So many events, or until nothing is left to happen."""
+        """So many events."""
         for _ in range(events):
-            if not self._events:
-                return
             self.now, _, action, arguments = heapq.heappop(self._events)
             self.events_count += 1
             action(*arguments)  # type: ignore[operator]
-            self._check()
+            self.server.checker.look()
 
     def calm_down(self) -> int:
         """From now on everything works, but some workers are dead for good; returns how many live."""
@@ -120,20 +131,25 @@ class Simulation:
                 self._restart(worker)
         return sum(not worker.dead for worker in self.workers)
 
+    def check_told(self) -> None:
+        """What workers were told is so."""
+        for worker in self.workers:
+            self.server.checker.acknowledged(worker.name, worker.told)
+
     # The network.
 
-    def _after(self, seconds: float, action: object, *arguments: object) -> None:
+    def after(self, seconds: float, action: object, *arguments: object) -> None:
         heapq.heappush(self._events, (self.now + seconds, next(self._order), action, arguments))
 
-    def _delay(self) -> float:
+    def delay(self) -> float:
         return self.random.expovariate(1.0) * self.faults.delay_seconds + 0.001
 
-    def _send(self, action: object, *arguments: object) -> None:
+    def send(self, action: object, *arguments: object) -> None:
         if self.random.random() < self.faults.lost:
             return
-        self._after(self._delay(), action, *arguments)
+        self.after(self.delay(), action, *arguments)
         if self.random.random() < self.faults.doubled:
-            self._after(self._delay() * 3, action, *arguments)
+            self.after(self.delay() * 3, action, *arguments)
 
     # The workers.
 
@@ -142,25 +158,33 @@ class Simulation:
         if worker.down or life != worker.life:
             return
         if self.random.random() < self.faults.crash:
-            worker.down = True
-            self._after(self.random.expovariate(1 / (2 * LEASE_SECONDS)), self._restart, worker)
+            self._stop(worker)
             return
-        pause = self.random.expovariate(1.0)
+        pause = self.random.expovariate(1.0) * self.faults.pause_seconds
         if self.random.random() < self.faults.freeze:
             pause += LEASE_SECONDS * self.random.random() * 3
-        if worker.membership is None:
-            self._send(self._on_join, worker, life)
+        membership = worker.membership
+        if membership is None:
+            self.send(self.server.on_join, worker, life)
             pause = _RETRY_SECONDS * (1 + self.random.random())
-        elif worker.sending is None:
-            self._begin_update(worker)
         else:
-            self._send(self._on_update, worker, life, *worker.sending)
-        if worker.membership is not None:
-            self._send(self._on_heartbeat, worker, worker.membership.epoch)
-        self._after(min(pause, LEASE_SECONDS / 3) if pause < LEASE_SECONDS else pause, self._think, worker, life)
+            self.send(self.server.on_heartbeat, worker, membership.generation, membership.epoch)
+            if worker.calling is not None:
+                self.send(self.server.on_barrier, worker, membership.generation, membership.epoch, worker.calling)
+            elif worker.sending is not None:
+                self.send(self.server.on_update, worker, life, *worker.sending)
+            elif self.random.random() < self.faults.leave:
+                self.send(self.server.on_leave, worker, membership.epoch)
+                self._stop(worker)
+            elif self.barrier_every and worker.answers_count >= self.barrier_every:
+                worker.calls += 1
+                worker.calling = worker.calls
+                pause = 0.0
+            else:
+                self._begin_update(worker, membership)
+        self.after(min(pause, LEASE_SECONDS / 3) if pause < LEASE_SECONDS else pause, self._think, worker, life)
 
-    def _begin_update(self, worker: WorkerModel) -> None:
-        assert worker.membership is not None
+    def _begin_update(self, worker: WorkerModel, membership: Membership) -> None:
         gradient = Gradient(next(self._gradients), worker.version)
         if worker.in_doubt is not None:
             gradient, worker.in_doubt = worker.in_doubt[1], None
@@ -168,15 +192,19 @@ class Simulation:
         identity = Identity(
             RUN,
             UID,
-            worker.membership.generation,
+            membership.generation,
             worker.name,
-            worker.membership.epoch,
+            membership.epoch,
             worker.sequence,
             self.random.randbytes(16),
             worker.version,
         )
         worker.sending = identity, gradient
-        self._send(self._on_update, worker, worker.life, identity, gradient)
+        self.send(self.server.on_update, worker, worker.life, identity, gradient)
+
+    def _stop(self, worker: WorkerModel) -> None:
+        worker.down = True
+        self.after(self.random.expovariate(1 / (2 * LEASE_SECONDS)), self._restart, worker)
 
     def _restart(self, worker: WorkerModel) -> None:
         """Another process under the same name: it knows nothing of what the last one computed."""
@@ -184,31 +212,36 @@ class Simulation:
             return
         worker.down = False
         worker.life += 1
-        worker.membership = worker.sending = worker.in_doubt = None
-        self._after(0.0, self._think, worker, worker.life)
+        worker.membership = worker.sending = worker.in_doubt = worker.calling = None
+        self.after(0.0, self._think, worker, worker.life)
 
-    def _on_joined(self, worker: WorkerModel, life: int, membership: Membership) -> None:
+    def on_joined(self, worker: WorkerModel, life: int, membership: Membership) -> None:
         if worker.down or life != worker.life:
             return
-        if worker.membership is not None and membership.epoch <= worker.membership.epoch:
+        present = worker.membership
+        if present is not None and (membership.generation, membership.epoch) <= (present.generation, present.epoch):
             return
         doubt = worker.in_doubt
         if worker.sending is not None:  # fenced by its own doubled join
             doubt = (worker.sending[0].epoch, worker.sending[0].sequence), worker.sending[1]
+        if membership.generation != worker.generation:
+            doubt = None  # an update of an old generation is never sent again
         if doubt is not None and (membership.last_epoch, membership.last_sequence) >= doubt[0]:
-            doubt = None  # it was committed
+            doubt = None  # it was answered
         worker.membership, worker.version, worker.sequence = membership, membership.version, 0
+        worker.generation = membership.generation
         worker.sending, worker.in_doubt = None, doubt
+        worker.calling, worker.calls = None, 0
 
-    def _on_answer(self, worker: WorkerModel, life: int, identity: Identity, answer: Answer) -> None:
+    def on_answer(self, worker: WorkerModel, life: int, identity: Identity, answer: Answer) -> None:
         if worker.down or life != worker.life or worker.sending is None or worker.sending[0] != identity:
             return
         worker.version = max(worker.version, answer.committed_version)
-        if answer.outcome is Outcome.COMMITTED:
-            worker.acknowledged.add(worker.sending[1].number)
+        worker.told[worker.sending[1].number] = identity.generation, answer.outcome
         worker.sending = None
+        worker.answers_count += 1
 
-    def _on_refused(self, worker: WorkerModel, life: int, identity: Identity, error: DomainError, version: int) -> None:
+    def on_refused(self, worker: WorkerModel, life: int, identity: Identity, error: DomainError, version: int) -> None:
         if worker.down or life != worker.life or worker.sending is None or worker.sending[0] != identity:
             return
         if isinstance(error, UnknownWorker | WorkerFenced):
@@ -216,155 +249,30 @@ class Simulation:
             worker.membership = worker.sending = None
             return
         if isinstance(error, IdentityError):
-            # A copy of an update that was refused has come late and was taken: begin another epoch, as the SDK does.
+            # The run went back, or a copy of an update that was refused has come late and was taken: begin another
+            # epoch, as the SDK does.
             worker.membership = worker.sending = None
+            if isinstance(error, RunRewound):
+                worker.in_doubt = None
             return
         worker.version = max(worker.version, version)
         worker.sequence -= 1  # a refused update does not use up its sequence
         worker.sending = None
 
-    # The server.
-
-    def _on_join(self, worker: WorkerModel, life: int) -> None:
-        if self._busy is not None:  # the run's lock
-            self._after(0.05, self._on_join, worker, life)
+    def on_released(self, worker: WorkerModel, generation: int, epoch: int, call: int) -> None:
+        if worker.membership is None or worker.calling != call:
             return
-        membership, decisions = self.coordinator.join(worker.name, self.version, self.now, LEASE_SECONDS)
-        self._decide(decisions)
-        self._send(self._on_joined, worker, life, membership)
+        if (worker.membership.generation, worker.membership.epoch) == (generation, epoch):
+            worker.calling = None
+            worker.answers_count = 0
 
-    def _on_heartbeat(self, worker: WorkerModel, epoch: int) -> None:
-        try:
-            self.coordinator.renew(worker.name, epoch, self.now, LEASE_SECONDS)
-        except DomainError:
-            return
+    def on_barrier_refused(self, worker: WorkerModel, generation: int, epoch: int) -> None:
+        if worker.membership is not None and (worker.membership.generation, worker.membership.epoch) == (
+            generation,
+            epoch,
+        ):
+            worker.membership = worker.calling = None
 
     def _tick(self) -> None:
-        if self._busy is None:
-            if self.random.random() < self.faults.jump:
-                self.now += 3 * LEASE_SECONDS
-            self._decide(self.coordinator.expire(self.now))
-        self._after(1.0, self._tick)
-
-    def _on_update(self, worker: WorkerModel, life: int, identity: Identity, gradient: Gradient) -> None:
-        try:
-            stored = self.coordinator.workers.recall(identity, self.version)
-            if stored is not None:
-                self._send(self._on_answer, worker, life, identity, stored)
-                return
-            if self.coordinator.pending(identity) is not None:
-                return  # this try waits, too; one answer goes to all
-            contribution, decisions = self.coordinator.stage(identity, self.version, gradient.base_version, 1.0)
-        except DomainError as error:
-            self._send(self._on_refused, worker, life, identity, error, self.version)
-            return
-        self._by_key[contribution.key] = worker, identity, life
-        self._carried[contribution.key] = gradient
-        self._decide(decisions)
-
-    def _decide(self, decisions: list[Commit | Drop | Refuse]) -> None:
-        for decision in decisions:
-            if isinstance(decision, Commit):
-                self._queue.append(decision)
-                self._after(self._delay() / 10, self._begin)
-                continue
-            worker, identity, life = self._by_key[decision.contribution.key]
-            if isinstance(decision, Drop):
-                answer = Answer(Outcome.DROPPED_LATE, self.version)
-                self.coordinator.drop(decision.contribution, answer)
-                self._send(self._on_answer, worker, life, identity, answer)
-            else:
-                self.coordinator.withdraw(decision.contribution)
-                self._send(self._on_refused, worker, life, identity, DomainError("stale"), self.version)
-
-    def _begin(self) -> None:
-        if self._busy is not None or not self._queue:
-            return
-        self._busy = self.coordinator.begin(self._queue.pop(0))
-        self._check_commit(self._busy)
-        self._after(self._delay() / 10, self._end)
-
-    def _end(self) -> None:
-        commit, self._busy = self._busy, None
-        assert commit is not None
-        contributions = commit.contributions
-        answer = None
-        if contributions and self.random.random() >= self.faults.commit_fails:
-            self.version += 1
-            answer = Answer(Outcome.COMMITTED, self.version)
-            self.log.append(tuple(self._carried[each.key].number for each in contributions))
-            for each in contributions:
-                self._note(self._carried[each.key])
-        decisions = self.coordinator.end(commit, answer, self.version)
-        for each in contributions:
-            worker, identity, life = self._by_key[each.key]
-            if answer is not None:
-                self._send(self._on_answer, worker, life, identity, answer)
-            else:
-                self._send(self._on_refused, worker, life, identity, DomainError("failed"), self.version)
-        self._decide(decisions)
-        if self._queue:
-            self._after(self._delay() / 10, self._begin)
-
-    # The checker.
-
-    def _fail(self, what: str) -> None:
-        raise Violation(f"{what} (policy {self.policy.spec}, seed {self.seed}, event {self.events_count})")
-
-    def _note(self, gradient: Gradient) -> None:
-        if gradient.number in self.committed:
-            self._fail(
-                f"gradient {gradient.number} is in versions {self.committed[gradient.number]} and {self.version}"
-            )
-        self.committed[gradient.number] = self.version
-
-    def _check_commit(self, commit: Commit) -> None:
-        """A commit on its way into the state: who may be in it, and with what."""
-        for each in commit.contributions:
-            _, identity, _ = self._by_key[each.key]
-            present = self.coordinator.workers.joined.get(each.worker)
-            if present is None or present.epoch != identity.epoch:
-                self._fail(f"an update of worker {each.worker}, which is fenced, is committed")
-        self._check_together(commit.contributions)
-
-    def _check_together(self, contributions: tuple[Contribution, ...]) -> None:
-        policy = self.policy
-        if isinstance(policy, Asynchronous):
-            bound = policy.values["staleness_max"]
-            # Of those that were decided on before this one, each may have made it a version staler.
-            slack = len(self._queue) + len(self.workers)
-            for each in contributions:
-                if isinstance(bound, float) and self.version - each.base_version > bound + slack:
-                    self._fail(f"an update {self.version - each.base_version} versions stale is committed")
-        if isinstance(policy, Synchronous):
-            names = [each.worker for each in contributions]
-            if len(set(names)) < len(names):
-                self._fail(f"a round has two updates of a worker: {names}")
-            if policy.values["deterministic"] and names != sorted(names):
-                self._fail(f"a round is folded in the order {names}")
-            old = [each for each in contributions if each.base_version < self.version]
-            if policy.values["late"] == "drop" and old:
-                self._fail(f"a round at version {self.version} has gradients of {old}")
-
-    def _check(self) -> None:
-        """What must hold at any time."""
-        policy = self.policy
-        if isinstance(policy, Bounded) and policy.steps:
-            bound = policy.values["lead_max"]
-            assert isinstance(bound, float)
-            lead = max(policy.steps.values()) - min(policy.steps.values())
-            if lead > bound:
-                self._fail(f"a worker is {lead} steps ahead")
-        live = set(self.coordinator.workers.joined)
-        if live != set(policy.workers):
-            self._fail(f"the policy knows {sorted(policy.workers)}, live are {sorted(live)}")
-        for identity in self.coordinator.waiting():
-            if identity.worker not in live:
-                self._fail(f"an update of worker {identity.worker} waits, which is fenced")
-
-    def check_acknowledged(self) -> None:
-        """What a worker was told of is in the state."""
-        for worker in self.workers:
-            lost = worker.acknowledged - self.committed.keys()
-            if lost:
-                self._fail(f"worker {worker.name} was told of gradients {sorted(lost)[:5]}, which no version holds")
+        self.server.tick()
+        self.after(1.0, self._tick)

@@ -25,9 +25,11 @@ from stepwell._descriptions import Norms as Norms
 from stepwell._descriptions import OptimizerDescription as OptimizerDescription
 from stepwell._descriptions import Outcome as Outcome
 from stepwell._descriptions import PartDescription as PartDescription
+from stepwell._descriptions import Place as Place
 from stepwell._descriptions import RunDescription as RunDescription
 from stepwell._descriptions import ScheduleDescription as ScheduleDescription
 from stepwell._descriptions import ServerDescription as ServerDescription
+from stepwell._descriptions import Tally as Tally
 from stepwell._descriptions import WorkerDescription as WorkerDescription
 from stepwell._state import State as State
 
@@ -52,6 +54,7 @@ from stepwell.errors import LimitExceeded as LimitExceeded
 from stepwell.errors import MalformedRequest as MalformedRequest
 from stepwell.errors import MemoryExhausted as MemoryExhausted
 from stepwell.errors import NonfiniteGradient as NonfiniteGradient
+from stepwell.errors import PolicyRefused as PolicyRefused
 from stepwell.errors import RunDiffers as RunDiffers
 from stepwell.errors import RunReplaced as RunReplaced
 from stepwell.errors import RunRewound as RunRewound
@@ -61,6 +64,7 @@ from stepwell.errors import SequenceTooOld as SequenceTooOld
 from stepwell.errors import ServerStopping as ServerStopping
 from stepwell.errors import ServerUnavailable as ServerUnavailable
 from stepwell.errors import SharedMemoryUnavailable as SharedMemoryUnavailable
+from stepwell.errors import StaleUpdate as StaleUpdate
 from stepwell.errors import StepwellError as StepwellError
 from stepwell.errors import StorageDisabled as StorageDisabled
 from stepwell.errors import StorageFailed as StorageFailed
@@ -113,6 +117,8 @@ __all__ = [
     "OptimizerDescription",
     "Outcome",
     "PartDescription",
+    "Place",
+    "PolicyRefused",
     "Run",
     "RunDescription",
     "RunDiffers",
@@ -126,10 +132,12 @@ __all__ = [
     "ServerStopping",
     "ServerUnavailable",
     "SharedMemoryUnavailable",
+    "StaleUpdate",
     "State",
     "StepwellError",
     "StorageDisabled",
     "StorageFailed",
+    "Tally",
     "TimedOut",
     "UnknownArgument",
     "UnknownCheckpoint",

@@ -23,6 +23,7 @@ from stepwell._requests import (
     Open,
     Receive,
     Reconnect,
+    Repeat,
     Request,
     Send,
     Silent,
@@ -57,6 +58,8 @@ class AwaitingConnection:
                 return await asyncio.sleep(seconds)
             case Do(work):
                 return await _on_thread(work)
+            case Repeat():
+                return AwaitingRepeat(self, request)
             case Reconnect(stream):
                 return await self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():
@@ -99,6 +102,33 @@ class AwaitingCall:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+class AwaitingRepeat:
+    """A call that is made again and again, in a task of its own."""
+
+    def __init__(self, connection: AwaitingConnection, repeat: Repeat) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = _task(_repeat(connection, repeat))
+
+    def cancel(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+async def _repeat(connection: AwaitingConnection, repeat: Repeat) -> None:
+    while True:
+        await asyncio.sleep(repeat.seconds)
+        try:
+            call: Any = await connection.perform(Open(repeat.method, repeat.request))
+        except RuntimeError:
+            return  # the client is closed
+        try:
+            response = await call.receive(repeat.seconds)
+        except (Lost, Silent):
+            call.cancel()
+        else:
+            repeat.heard(response)
 
 
 class AwaitingStream:

@@ -27,6 +27,7 @@ from stepwell._requests import (
     Open,
     Receive,
     Reconnect,
+    Repeat,
     Request,
     Send,
     Silent,
@@ -75,6 +76,8 @@ class BlockingConnection:
                 return time.sleep(seconds)
             case Do(work):
                 return work()
+            case Repeat():
+                return BlockingRepeat(self, request)
             case Reconnect(stream):
                 return self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():
@@ -136,6 +139,33 @@ class BlockingCall:
 
     def cancel(self) -> None:
         self._future.cancel()
+
+
+class BlockingRepeat:
+    """A call that is made again and again, in a thread of its own."""
+
+    def __init__(self, connection: BlockingConnection, repeat: Repeat) -> None:
+        self._stopped = threading.Event()
+        arguments = (connection, repeat, self._stopped)
+        threading.Thread(target=_repeat, args=arguments, name="stepwell-heartbeat", daemon=True).start()
+
+    def cancel(self) -> None:
+        self._stopped.set()
+
+
+def _repeat(connection: BlockingConnection, repeat: Repeat, stopped: threading.Event) -> None:
+    while not stopped.wait(repeat.seconds):
+        try:
+            call: Any = connection.perform(Open(repeat.method, repeat.request))
+        except RuntimeError:
+            return  # the client is closed
+        try:
+            response = call.receive(repeat.seconds)
+        except (Lost, Silent):
+            call.cancel()
+        else:
+            if not stopped.is_set():
+                repeat.heard(response)
 
 
 class BlockingStream:

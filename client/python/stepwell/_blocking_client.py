@@ -124,12 +124,15 @@ def connect(
     progress: Progress = False,
     transport: Transport = "auto",
     outstanding_updates_max: int = 4,
+    lease_seconds: float = 30.0,
 ) -> Client:
     """A client of the server at an address. Nothing is sent before the first call.
 
     address: HOST:PORT or unix:/path; by default what STEPWELL_ADDRESS says.
     worker: the name under which runs are joined; by default each run object has one of its own, of host and process. A
     second join under the same name fences the first, so a name must be one worker's alone.
+    lease_seconds: after how long without a sign of life the server counts this worker as gone; the SDK gives one three
+    times in it, in the background, also while the program computes or waits.
     silence_seconds: how long the server may give no word before the connection is given up and made again.
     patience_seconds: how long that goes on before a call raises ServerUnavailable or TimedOut. While the server gives
     word a call waits as long as it takes, unless it was given a timeout.
@@ -154,5 +157,6 @@ def connect(
         progress=progress,
         transport=transport,
         outstanding_updates_max=outstanding_updates_max,
+        lease_seconds=lease_seconds,
     )
     return Client(BlockingConnection(settings.address), settings)

@@ -53,6 +53,7 @@ class Settings:
     progress: Progress = False
     transport: Transport = "auto"
     outstanding_updates_max: int = 4
+    lease_seconds: float = 30.0
 
     @property
     def local(self) -> bool:

@@ -86,6 +86,7 @@ class ClientOperations(Driven, Generic[RunT]):
         wrappers: Iterable[Mapping[str, Any]] = (),
         report_norms: bool = False,
         encodings: Mapping[str, str | Mapping[str, Any]] | None = None,
+        policy: str | Mapping[str, Any] | None = None,
     ) -> Steps[RunT]:
         """Create a run, or find it where it exists with the same spec, and join it as a worker.
 
@@ -107,6 +108,10 @@ class ClientOperations(Driven, Generic[RunT]):
         "parameters": "bfloat16"} or with arguments, {"gradients": {"name": "top_k", "density": 0.05}}; see
         list_encodings. Shared memory has no need of them. What an update drops of a gradient is owed and sent later.
 
+        policy: how the updates of several workers become commits, by name or with arguments: "async" (the default, each
+        as it comes), {"name": "bounded", "lead_max": 3} (nobody runs far ahead), {"name": "sync", "quorum": 3} (rounds
+        in which the gradients of all are averaged); see list_policies. Whoever finds the run gets the policy it has.
+
         Raises RunDiffers if a run of this name exists with another spec; Unknown... and Invalid... for what the server
         does not know or take; MemoryExhausted.
         """
@@ -125,6 +130,7 @@ class ClientOperations(Driven, Generic[RunT]):
             wrappers=wrappers,
             report_norms=report_norms,
             encodings=encodings,
+            policy=policy,
         )
         response = yield from self._create(name, spec, arrays)
         created = response.creation == control_pb2.CREATION_CREATED
@@ -191,6 +197,12 @@ class ClientOperations(Driven, Generic[RunT]):
         """Every wrapper with its arguments and the points that it offers."""
         response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_wrappers")
         return [describe_part(part) for part in response.wrappers]
+
+    @operation
+    def list_policies(self) -> Steps[list[PartDescription]]:
+        """Every policy with its arguments."""
+        response = yield from ask(self._settings, LIST_PARTS, control_pb2.ListPartsRequest(), "list_policies")
+        return [describe_part(part) for part in response.policies]
 
     @operation
     def list_encodings(self) -> Steps[dict[str, list[PartDescription]]]:
@@ -322,6 +334,7 @@ def make_settings(
     progress: Progress,
     transport: Transport,
     outstanding_updates_max: int,
+    lease_seconds: float,
 ) -> Settings:
     """Check what `connect` was given; raises InvalidValue and InvalidName."""
     address = address or os.environ.get(ADDRESS_VARIABLE)
@@ -344,6 +357,7 @@ def make_settings(
         "patience_seconds": patience_seconds,
         "retry_seconds": retry_seconds,
         "retry_seconds_max": retry_seconds_max,
+        "lease_seconds": lease_seconds,
     }
     for name, seconds in limits.items():
         if not seconds > 0:

@@ -75,12 +75,54 @@ class GroupDescription:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What has become of updates, counted.
+
+    commits, folded, skipped, dropped: answers of each outcome. refused: errors in place of an answer. withdrawn: gone
+    with their worker. duplicates: sent again. staleness_last, staleness_max: in versions, of those that had an effect;
+    staleness_counts: how many of them had 0, 1, 2 to 3, 4 to 7, ... versions.
+    """
+
+    commits: int
+    folded: int
+    skipped: int
+    dropped: int
+    refused: int
+    withdrawn: int
+    duplicates: int
+    staleness_last: int
+    staleness_max: int
+    staleness_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands among the live ones, in the order in which they joined.
+
+    index: from 0 on. membership_number: grows whenever somebody joins or leaves.
+    """
+
+    index: int
+    count: int
+    membership_number: int
+
+
+@dataclass(frozen=True)
 class WorkerDescription:
-    """A worker that has joined, the number of its latest join, and the last sequence that it committed in it."""
+    """A live worker.
+
+    epoch: the number of its latest join. last_sequence: the last that it committed in it. index: its place among the
+    live ones. lease_seconds: how long it may give no sign of life. waits: whether an update of it waits for others.
+    tally: over all its joins.
+    """
 
     name: str
     epoch: int
     last_sequence: int
+    index: int
+    lease_seconds: float
+    waits: bool
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,9 @@ class RunDescription:
     transforms: tuple[Mapping[str, Any], ...]
     wrappers: tuple[Mapping[str, Any], ...]
     encodings: Mapping[str, Mapping[str, Any]]
+    policy: Mapping[str, Any]
+    tally: Tally
+    accumulated_count: int
     """What gradients and parameters are encoded with where they travel."""
 
 
@@ -235,7 +280,21 @@ def describe_run(run: run_pb2.Run) -> RunDescription:
         nonfinite=decode_nonfinite(run.spec.nonfinite),
         samples_per_epoch=run.spec.samples_per_epoch if run.spec.HasField("samples_per_epoch") else None,
         groups=tuple(_group(group) for group in run.groups),
-        workers=tuple(WorkerDescription(worker.name, worker.epoch, worker.last_sequence) for worker in run.workers),
+        workers=tuple(
+            WorkerDescription(
+                worker.name,
+                worker.epoch,
+                worker.last_sequence,
+                worker.index,
+                worker.lease_seconds,
+                worker.waits,
+                describe_tally(worker.tally),
+            )
+            for worker in run.workers
+        ),
+        policy=decode_part(run.policy),
+        tally=describe_tally(run.tally),
+        accumulated_count=run.accumulated_count,
         parameters_count=run.parameters_count,
         state_bytes=run.state_bytes,
         skipped_count=run.skipped_count,
@@ -251,6 +310,25 @@ def describe_run(run: run_pb2.Run) -> RunDescription:
             if run.spec.HasField(field := f"{direction}_encoding")
         },
     )
+
+
+def describe_tally(tally: run_pb2.Tally) -> Tally:
+    return Tally(
+        tally.commits,
+        tally.folded,
+        tally.skipped,
+        tally.dropped,
+        tally.refused,
+        tally.withdrawn,
+        tally.duplicates,
+        tally.staleness_last,
+        tally.staleness_max,
+        tuple(tally.staleness_counts),
+    )
+
+
+def describe_place(place: control_pb2.Place) -> Place:
+    return Place(place.index, place.count, place.membership_number)
 
 
 def describe_answer(outcome: Outcome, answer: data_pb2.Answer) -> Answer:

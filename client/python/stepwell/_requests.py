@@ -83,6 +83,19 @@ class Do:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Make a call with one request and one response in the background, every so many seconds; gives its Stream.
+
+    heard: gets each response, perhaps in another thread. It goes on until it is cancelled, whatever becomes of a call.
+    """
+
+    method: Method[Any, Any]
+    request: Any
+    seconds: float
+    heard: Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     """Give up the connection that carried this stream; whatever is opened next goes over a new one."""
 
@@ -94,7 +107,7 @@ class Disconnect:
     """Close the connection; nothing is opened any more."""
 
 
-Request = Open | Send | Finish | Receive | Sleep | Do | Reconnect | Disconnect
+Request = Open | Send | Finish | Receive | Sleep | Do | Repeat | Reconnect | Disconnect
 Steps = Generator[Request, Any, R]
 
 

@@ -6,7 +6,15 @@ from typing import Any, Literal
 import numpy as np
 
 from stepwell._calls import Settings, ask, collect, deliver
-from stepwell._descriptions import Answer, Checkpoint, Outcome, RunDescription, describe_checkpoint, describe_run
+from stepwell._descriptions import (
+    Answer,
+    Checkpoint,
+    Outcome,
+    Place,
+    RunDescription,
+    describe_checkpoint,
+    describe_run,
+)
 from stepwell._encoding import Decoder, Encoder
 from stepwell._exchange import Exchange
 from stepwell._layout import Layout
@@ -24,7 +32,7 @@ from stepwell._operation import Connection, Driven, exclusive, operation
 from stepwell._progress import Transfer
 from stepwell._receiving import BufferPool, Received, Views
 from stepwell._requests import Steps
-from stepwell._spec import encode_hyperparameters, encode_schedules, encode_update_hyperparameters
+from stepwell._spec import encode_hyperparameters, encode_policy, encode_schedules, encode_update_hyperparameters
 from stepwell._state import Array, State, StatePieces, state_bytes, state_requests
 from stepwell._worker import Layered, Select, Worker
 from stepwell.errors import InvalidValue, RunReplaced, RunRewound
@@ -91,6 +99,11 @@ class RunOperations(Driven):
     def transport(self) -> Literal["shared_memory", "stream"]:
         """How the last update went, and the next ones go: once this object has joined."""
         return "stream" if self._worker.shared is None else "shared_memory"
+
+    @property
+    def place(self) -> Place | None:
+        """Where this worker stands among the live ones, as the server told last; None before it has joined."""
+        return self._worker.place
 
     @property
     def loss_scale(self) -> float | None:
@@ -257,13 +270,15 @@ class RunOperations(Driven):
         keep_clock: bool = False,
         group: str | None = None,
         etag: str | None = None,
+        policy: str | Mapping[str, Any] | None = None,
     ) -> Steps[RunDescription]:
         """Change the live run, from its next commit on; slots are kept.
 
         hyperparameters: new values; under a schedule, the value that it starts from. schedules: new ones by
         hyperparameter, counted from 0 at the change unless `keep_clock`; None takes one away. group: where; by default
         every group that has what changes. etag: the run must still be as this description of it said, else
-        EtagMismatch. Raises ChangeRefused where a slot would come or go.
+        EtagMismatch. policy: another one, as for create_run; updates that wait are handed to it. Raises ChangeRefused
+        where a slot would come or go, PolicyRefused where workers would wait for ever.
         """
         self._check_open()
         kept = {name: schedule for name, schedule in (schedules or {}).items() if schedule is not None}
@@ -275,9 +290,30 @@ class RunOperations(Driven):
             schedules_removed=[name for name in schedules or {} if name not in kept],
             keep_clock=keep_clock,
             etag=etag or "",
+            policy=encode_policy(policy),
         )
         response = yield from ask(self._settings, UPDATE_RUN, request, self._what("change"), repeat=False)
         return describe_run(response.run)
+
+    @exclusive
+    def assignment(self, samples_count: int) -> Steps[range]:
+        """Which of so many samples are this worker's: even, contiguous shares in the order of the live workers' places.
+
+        Ask again after `place.membership_number` has changed: the shares follow whoever joins or leaves. Joins the run.
+        """
+        self._check_open()
+        place = yield from self._worker.look_around()
+        return range(samples_count * place.index // place.count, samples_count * (place.index + 1) // place.count)
+
+    @exclusive
+    def barrier(self, name: str = "barrier", timeout: float | None = None) -> Steps[None]:
+        """Wait until every live worker of the run waits at the barrier of this name; joins the run.
+
+        Workers that join meanwhile must come, too; those that leave, or whose lease runs out, count no longer.
+        timeout: in seconds; then TimedOut is raised. By default it waits while the server gives word.
+        """
+        self._check_open()
+        yield from self._worker.barrier(name, timeout)
 
     @operation
     def report(self, metrics: Mapping[str, float]) -> Steps[RunDescription]:

@@ -63,6 +63,7 @@ def encode_spec(
     wrappers: Iterable[Mapping[str, Any]],
     report_norms: bool,
     encodings: Mapping[str, str | Mapping[str, Any]] | None,
+    policy: str | Mapping[str, Any] | None,
 ) -> run_pb2.Spec:
     """The whole spec. What the contract cannot hold raises InvalidName, InvalidValue or InvalidSpec."""
     try:
@@ -79,6 +80,7 @@ def encode_spec(
             transforms=[encode_part(values_pb2.Transform, part) for part in transforms],
             wrappers=[encode_part(values_pb2.Wrapper, part) for part in wrappers],
             report_norms=report_norms,
+            policy=encode_policy(policy),
             **_encodings(encodings or {}),
         )
     except WireError as error:
@@ -99,6 +101,16 @@ def spec_requests(name: str, spec: run_pb2.Spec) -> Iterator[control_pb2.CreateR
         size += len(parameter.name.encode()) + 10 * len(parameter.shape) + PARAMETER_OVERHEAD_BYTES
     request.spec_complete = True
     yield request
+
+
+def encode_policy(policy: str | Mapping[str, Any] | None) -> values_pb2.Policy | None:
+    """A policy by its name or as a dictionary; raises InvalidValue for what is none."""
+    if policy is None:
+        return None
+    try:
+        return encode_part(values_pb2.Policy, {"name": policy} if isinstance(policy, str) else policy)
+    except WireError as error:
+        raise InvalidValue(f"policy: {error}") from None
 
 
 def encode_hyperparameters(hyperparameters: Mapping[str, Any] | None) -> dict[str, values_pb2.Value]:

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,17 +14,17 @@ import grpc
 import numpy as np
 
 from stepwell import payload
-from stepwell._calls import Patience, Settings, again, ask, collect, end, logger
-from stepwell._descriptions import Answer, Outcome
+from stepwell._calls import END_SECONDS, Patience, Settings, again, ask, collect, end, logger
+from stepwell._descriptions import Answer, Outcome, Place, describe_place
 from stepwell._encoding import EncodedUpdate, Encoder
 from stepwell._exchange import Exchange, Update, WorkRequest
 from stepwell._forks import make_immortal
 from stepwell._layout import Layout, LayoutPieces, listed
-from stepwell._methods import GET_LAYOUT, JOIN, SHARE_MEMORY, WORK
+from stepwell._methods import BARRIER, GET_LAYOUT, HEARTBEAT, JOIN, LEAVE, SHARE_MEMORY, WORK
 from stepwell._packing import Gradients, Part, Piece, check_array, pack
 from stepwell._progress import Transfer
 from stepwell._receiving import Received
-from stepwell._requests import Do, Lost, Open, Receive, Send, Silent, Steps, Stream
+from stepwell._requests import Do, Lost, Open, Receive, Repeat, Send, Silent, Steps, Stream
 from stepwell._shared import SHARED_BYTES_MIN, SharedMemory
 from stepwell.errors import (
     ContractMismatch,
@@ -45,6 +46,7 @@ from stepwell.wire import RANGE_BYTES
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 FINGERPRINT_BYTES: Final = 16
+HEARTBEATS_PER_LEASE: Final = 3
 
 Hook = Callable[[list[data_pb2.WorkRequest]], object]
 Select = Callable[[Layout], tuple[data_pb2.Selection, Received]]
@@ -52,11 +54,12 @@ Select = Callable[[Layout], tuple[data_pb2.Selection, Received]]
 
 @dataclass
 class Membership:
-    """What Join gave, and the last sequence that was answered in this epoch."""
+    """What Join gave, the last sequence that was answered in this epoch, and how many barriers were passed in it."""
 
     generation: int
     epoch: int
     sequence: int = 0
+    barriers: int = 0
 
 
 class Worker:
@@ -81,6 +84,12 @@ class Worker:
         self._may_share = settings.transport != "stream"
         self._settings = settings
         self._membership: Membership | None = None
+        # The last update with an answer under this name, as the last join told: its epoch and sequence.
+        self._last_answered = (0, 0)
+        # Of the parameters that came last.
+        self._base_version: int | None = None
+        self._heartbeat: Stream | None = None
+        self.place: Place | None = None
         self._exchanges = 0
         self._pid = os.getpid()
 
@@ -100,20 +109,46 @@ class Worker:
         patience = Patience(self._settings, what, timeout)
         if self._membership is None or self.layout is None:
             yield from self.join(timeout)
-        membership = self._membership
-        assert membership is not None
         assert self.layout is not None
         gradients = Gradients(self.layout, grads, what, inputs)
-        yield from self.share(tuple(gradients.inputs))
-        selection, received = select(self.layout) if select else (None, None)
-        header.identity.CopyFrom(self._identity(membership))
         header.without_gradient.extend(gradients.without_gradient)
         header.inputs.extend(gradients.inputs)
-        exchange = Exchange(Update(header, gradients, self._encoded(self.layout)), selection, received, self._token)
-        if self.shared is not None:
-            shared = self.shared
-            yield Do(lambda: shared.fill(gradients))
-        return (yield from self._conclude(exchange, membership, self._carry_out(exchange, patience)))
+        update = Update(header, gradients, self._encoded(self.layout))
+        if self._base_version is not None:
+            header.base_version = self._base_version
+        while True:
+            yield from self.share(tuple(gradients.inputs))
+            membership = self._membership
+            assert membership is not None
+            selection, received = select(self.layout) if select else (None, None)
+            header.identity.CopyFrom(self._identity(membership))
+            exchange = Exchange(update, selection, received, self._token)
+            if self.shared is not None:
+                shared = self.shared
+                yield Do(lambda: shared.fill(gradients))  # noqa: B023  # done before the next round
+            try:
+                return (yield from self._conclude(exchange, membership, self._carry_out(exchange, patience)))
+            except UnknownWorker as error:
+                answer = yield from self._come_back(header.identity, patience, error)
+            if answer is not None:
+                self.last_answer = exchange.answer = answer
+                if select is not None:
+                    yield from self._carry_out(exchange, patience)
+                return exchange
+
+    def _come_back(
+        self, identity: data_pb2.UpdateIdentity, patience: Patience, error: UnknownWorker
+    ) -> Steps[Answer | None]:
+        """Join again, as the lease has run out; None where the update has had no effect, and can be sent again.
+
+        A gradient that was computed before counts as what it is: the policy looks at the version that it was taken at.
+        """
+        patience.check()
+        logger.warning("%s: joins again: %s", patience.what, error)
+        yield from self.join()
+        if self._last_answered < (identity.epoch, identity.sequence):
+            return None
+        return Answer(Outcome.COMMITTED, self.version, None, None, None)
 
     def _conclude(self, exchange: Exchange, membership: Membership, work: Steps[None]) -> Steps[Exchange]:
         """Do the work of an update's exchange, and draw the conclusions for this worker."""
@@ -236,7 +271,7 @@ class Worker:
         yield from self._carry_out(exchange, patience)
         if exchange.version < self.version:
             raise self._went_back(exchange.version)
-        self.version = exchange.version
+        self.version = self._base_version = exchange.version
         return exchange
 
     def join(self, timeout: float | None = None) -> Steps[None]:
@@ -245,14 +280,68 @@ class Worker:
         Raises RunRewound where the run is at an older version than this worker has been told of: what it is about to
         push belongs to a state that is gone.
         """
-        request = control_pb2.JoinRequest(run=self.run, worker=self.name)
+        request = control_pb2.JoinRequest(run=self.run, worker=self.name, lease_seconds=self._settings.lease_seconds)
         joined = yield from collect(self._settings, JOIN, request, JoinPieces, self._what("join"), timeout)
         self._know(joined.membership.run_uid, joined.layout)
         self._membership = Membership(joined.membership.generation, joined.membership.epoch)
+        self._last_answered = joined.membership.last_epoch, joined.membership.last_sequence
+        self.place = describe_place(joined.membership.place)
+        yield from self._keep_lease(joined.membership)
         if joined.membership.version < self.version:
             raise self._went_back(joined.membership.version, joined=True)
         self.version = joined.membership.version
         self._may_share = self._settings.transport != "stream"
+
+    def _keep_lease(self, membership: control_pb2.Membership) -> Steps[None]:
+        """Give signs of life in the background, as long as this object lives; what comes back tells its place."""
+        self._stop_heartbeat()
+        if not membership.lease_seconds:
+            return
+        this = weakref.ref(self)
+
+        def heard(response: control_pb2.HeartbeatResponse) -> None:
+            worker = this()
+            if worker is not None:
+                worker.place = describe_place(response.place)
+
+        request = control_pb2.HeartbeatRequest(run=self.run, worker=self.name, epoch=membership.epoch)
+        self._heartbeat = yield Repeat(HEARTBEAT, request, membership.lease_seconds / HEARTBEATS_PER_LEASE, heard)
+
+    def look_around(self) -> Steps[Place]:
+        """Where this worker stands now; joins where that is due."""
+        if self._membership is None:
+            yield from self.join()
+        assert self._membership is not None
+        request = control_pb2.HeartbeatRequest(run=self.run, worker=self.name, epoch=self._membership.epoch)
+        try:
+            response = yield from ask(self._settings, HEARTBEAT, request, self._what("place"))
+            self.place = describe_place(response.place)
+        except UnknownWorker:
+            yield from self.join()
+        assert self.place is not None
+        return self.place
+
+    def barrier(self, name: str, timeout: float | None) -> Steps[None]:
+        """Wait until all live workers wait at this barrier."""
+        while True:
+            if self._membership is None:
+                yield from self.join(timeout)
+            membership = self._membership
+            assert membership is not None
+            request = control_pb2.BarrierRequest(
+                run=self.run,
+                worker=self.name,
+                epoch=membership.epoch,
+                barrier=name,
+                call=membership.barriers + 1,
+            )
+            try:
+                yield from collect(self._settings, BARRIER, request, Released, self._what(f"barrier '{name}'"), timeout)
+            except UnknownWorker:
+                self._membership = None  # the lease has run out
+                continue
+            membership.barriers += 1
+            return
 
     def have_place(self) -> Steps[Layout]:
         """The layout, as a worker that has joined, and shares memory if it may."""
@@ -304,18 +393,30 @@ class Worker:
     def rewound(self, version: int) -> None:
         """The run went back, by our own doing or not: join anew before the next update."""
         self.version = version
-        self._membership = None
+        self._membership = self._base_version = None
 
     def leave(self) -> Steps[None]:
-        """End the stream."""
+        """End the stream, and the place in the run."""
         stream, self.stream = self.stream, None
+        membership, self._membership = self._membership, None
         self._stop_sharing()
+        self._stop_heartbeat()
         if stream is not None:
             yield from end(stream)
+        if membership is not None:
+            request = control_pb2.LeaveRequest(run=self.run, worker=self.name, epoch=membership.epoch)
+            leaving = yield Open(LEAVE, request)
+            try:
+                yield Receive(leaving, END_SECONDS)
+            except (Lost, Silent):
+                pass  # the lease will run out
+            finally:
+                leaving.cancel()
 
     def drop(self) -> None:
         """End the stream at once, where nobody closed it."""
         self._stop_sharing()
+        self._stop_heartbeat()
         if self.stream is not None and self._pid == os.getpid():
             self.stream.cancel()
 
@@ -325,7 +426,7 @@ class Worker:
         A forked child must not share the parent's epoch and sequence, so it becomes a worker of its own.
         """
         make_immortal(self.stream)
-        self.stream = None
+        self.stream = self._heartbeat = None
         if forked:
             self._stop_sharing()
             self._membership = None
@@ -428,6 +529,8 @@ class Worker:
             self.last_answer = exchange.answer
             self.loss_scale = exchange.answer.loss_scale
             self.version = max(self.version, exchange.answer.committed_version, exchange.version)
+            if exchange.received is not None and exchange.version:
+                self._base_version = exchange.version
             membership.sequence += 1
             update = exchange.update
             if update and update.encoded and exchange.answer.outcome in (Outcome.COMMITTED, Outcome.FOLDED):
@@ -450,6 +553,11 @@ class Worker:
     @property
     def _token(self) -> bytes:
         return self.shared.token if self.shared else b""
+
+    def _stop_heartbeat(self) -> None:
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            heartbeat.cancel()
 
     def _stop_sharing(self) -> None:
         shared, self.shared = self.shared, None
@@ -544,6 +652,13 @@ class Layered:
         if self.encoded is None:
             return list(pack(waiting))
         return [self.encoded.add(pieces) for pieces in pack(waiting, self.encoded.piece_bytes)]
+
+
+class Released:
+    """A collector for Barrier: the call ends when all have arrived."""
+
+    def add(self, message: control_pb2.BarrierResponse) -> None:
+        pass
 
 
 class JoinPieces:

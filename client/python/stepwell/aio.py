@@ -130,6 +130,7 @@ def connect(
     progress: Progress = False,
     transport: Transport = "auto",
     outstanding_updates_max: int = 4,
+    lease_seconds: float = 30.0,
 ) -> Client:
     """A client of the server at an address; the arguments are those of `stepwell.connect`.
 
@@ -147,5 +148,6 @@ def connect(
         progress=progress,
         transport=transport,
         outstanding_updates_max=outstanding_updates_max,
+        lease_seconds=lease_seconds,
     )
     return Client(AwaitingConnection(settings.address), settings)

@@ -5,6 +5,8 @@
     ├── InvalidName, InvalidValue, InvalidSpec
     ├── UnknownOptimizer, UnknownFlavor, UnknownSchedule, UnknownTransform, UnknownWrapper, UnknownArgument,
     │   UnknownEncoding, UnknownPolicy
+    ├── PolicyRefused            a change of the policy that would leave workers waiting for ever
+    ├── StaleUpdate              taken at parameters that are older than the policy allows; pull, and go on from there
     ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
     ├── RunDiffers               a run of this name exists with another spec
     ├── RunReplaced              the run was deleted, and perhaps made anew, since it was joined
@@ -95,6 +97,12 @@ class UnknownEncoding(StepwellError): ...
 
 
 class UnknownPolicy(StepwellError): ...
+
+
+class PolicyRefused(StepwellError): ...
+
+
+class StaleUpdate(StepwellError): ...
 
 
 class EncodingNotAllowed(StepwellError): ...

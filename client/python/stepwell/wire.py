@@ -58,7 +58,7 @@ CLOCK_NAMES: Final[Mapping[values_pb2.Clock, str]] = {
 RESERVED_KEYS: Final = frozenset({"name", "clock", "schedules"})
 
 E = TypeVar("E", bound=int)
-P = TypeVar("P", values_pb2.Transform, values_pb2.Wrapper, values_pb2.Encoding)
+P = TypeVar("P", values_pb2.Transform, values_pb2.Wrapper, values_pb2.Encoding, values_pb2.Policy)
 
 
 class WireError(ValueError):
@@ -142,7 +142,7 @@ def decode_schedule(message: values_pb2.Schedule, *, depth: int = 1) -> dict[str
 
 
 def encode_part(kind: type[P], spec: Mapping[str, object]) -> P:
-    """Encode a transform, wrapper or encoding given as {"name": ..., arguments}; WireError where it is none."""
+    """Encode a transform, wrapper, encoding or policy given as {"name": ..., arguments}; WireError where it is none."""
     if not _has_name(spec):
         raise WireError(f"got {spec!r:.200}, expected a dictionary with a 'name', such as 'ema'")
     message = kind(name=str(spec["name"]))
@@ -152,8 +152,10 @@ def encode_part(kind: type[P], spec: Mapping[str, object]) -> P:
     return message
 
 
-def decode_part(message: values_pb2.Transform | values_pb2.Wrapper | values_pb2.Encoding) -> dict[str, Any]:
-    """A transform, wrapper or encoding as plain data, "name" and arguments; WireError for a value without a kind."""
+def decode_part(
+    message: values_pb2.Transform | values_pb2.Wrapper | values_pb2.Encoding | values_pb2.Policy,
+) -> dict[str, Any]:
+    """A transform, wrapper, encoding or policy as plain data; WireError for a value without a kind."""
     if "name" in message.arguments:
         raise WireError(f"'{message.name}': got an argument named 'name', which is reserved; rename it")
     return {"name": message.name} | {name: decode_value(message.arguments[name]) for name in sorted(message.arguments)}

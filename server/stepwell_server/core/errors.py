@@ -15,14 +15,21 @@ DomainError
 │   ├── InvalidEncoding      an encoded range whose parts do not fit together
 │   ├── IncompleteUpdate     a declared parameter whose bytes did not all arrive
 │   ├── GradientRequired     no gradient where the flavor counts one step for the whole run
+│   ├── InvalidRows          ids or row gradients of another type, shape or number than the table's
 │   ├── InputRequired        without a loss, or a further vector, that the run's optimizer needs
 │   └── NonfiniteGradient
 ├── IdentityError
 │   ├── SequenceReused, SequenceTooOld, SequenceGap
 │   ├── WorkerFenced         a newer join under the same worker name
 │   └── RunRewound           the run went back to an older state
+├── StaleUpdate              taken at parameters that are older than the policy allows
 ├── ChangeRefused            a live change that would add or remove a slot
+├── PolicyRefused            a live change of the policy that would leave workers waiting for ever
 ├── EtagMismatch, VersionMismatch
+├── UnknownTable
+├── RowsNotSupported         an optimizer, or a way to use it, that cannot work on a table's rows
+├── TableFull                more rows than the table may have, and none that may be evicted
+├── TablesUnavailable        the server's device has no tables
 ├── MemoryExhausted, LimitExceeded
 ├── StorageDisabled, StorageFailed, CheckpointExists, CheckpointDamaged
 ├── MalformedRequest         a message without a part that it must have
@@ -118,6 +125,9 @@ class IncompleteUpdate(InvalidUpdate): ...
 class GradientRequired(InvalidUpdate): ...
 
 
+class InvalidRows(InvalidUpdate): ...
+
+
 class InputRequired(InvalidUpdate): ...
 
 
@@ -142,13 +152,31 @@ class WorkerFenced(IdentityError): ...
 class RunRewound(IdentityError): ...
 
 
+class StaleUpdate(DomainError): ...
+
+
 class ChangeRefused(DomainError): ...
+
+
+class PolicyRefused(DomainError): ...
 
 
 class EtagMismatch(DomainError): ...
 
 
 class VersionMismatch(DomainError): ...
+
+
+class UnknownTable(DomainError): ...
+
+
+class RowsNotSupported(DomainError): ...
+
+
+class TableFull(DomainError): ...
+
+
+class TablesUnavailable(DomainError): ...
 
 
 class MemoryExhausted(DomainError): ...

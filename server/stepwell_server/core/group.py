@@ -315,6 +315,16 @@ class GroupState:
         layout = self.layouts[name]
         return Size(layout.elements, layout.dtype, "" if name else self.owner)
 
+    @property
+    def accumulator_size(self) -> Size:
+        """What gradients that wait for a commit take."""
+        return Size(self.layout.state.elements, self.layout.state.dtype)
+
+    def add(self, slot: str, vector: Vector, settings: Settings | None) -> None:
+        """Take a further slot, which these settings have."""
+        self.vectors[slot] = Held(vector)
+        self.layouts = vector_layouts(self.layout, settings)
+
     def initialise_slots(self, device: Device, moment: Moment) -> None:
         """Set the slots to what the optimizer declares; the parameters are in place."""
         if self.settings is None:
@@ -345,9 +355,15 @@ class GroupState:
         moment: Moment,
         inputs: Mapping[str, Vector],
         given: Mapping[str, float],
+        damping: float = 1.0,
     ) -> GroupCommit:
-        """Plan a commit up to its reductions, which may run over several groups; `Launch.finish` completes it."""
+        """Plan a commit up to its reductions, which may run over several groups; `Launch.finish` completes it.
+
+        damping: what the learning rate is multiplied by.
+        """
         values = settings.at(moment)
+        if damping != 1.0:
+            values["lr"] = damping * float(values["lr"])  # type: ignore[arg-type]  # a number, see `check_policy`
         steps = self.steps + (1 if present is None else present)
         program = settings.program_with(inputs)
         launch = Launch(device, self.layout.state, program, values, steps, self.scalars, present, given)

@@ -1,9 +1,9 @@
 """A run: one hosted training state, and the only code that moves it from one version to the next.
 
-A commit goes: `recall` (was it made before?), `prepare` (is it whole?), copies for readers, `Commit.ready` (all else
-that can fail) and `Commit.apply` (the kernels), both on any thread, `finish` (the new version and the stored answer).
-One caller at a time; the service holds the run's lock. Readers take a `Hold` between commits and may keep it while
-later commits go on.
+An update goes: `recall` (was it made before?), `check` (is it whole?), then to the coordinator, whose policy says when
+it becomes part of a commit, alone or combined with others. A commit goes: `prepare`, copies for readers, `Commit.ready`
+(all else that can fail) and `Commit.apply` (the kernels), both on any thread, `finish` (the new version). One at a
+time; the service holds the run's lock. Readers take a `Hold` between commits and may keep it while later commits go on.
 """
 
 import math
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.arguments import unknown
+from stepwell_server.core.combining import Accumulated, combine, fold
 from stepwell_server.core.compiler.program import Program
+from stepwell_server.core.coordinator import Coordinator
 from stepwell_server.core.errors import (
     EtagMismatch,
     InputRequired,
@@ -31,8 +33,9 @@ from stepwell_server.core.gradients import NORMS, measure, transform_gradients, 
 from stepwell_server.core.group import GroupCommit, GroupState, Held, Launch, reduce_together
 from stepwell_server.core.layout import Layout
 from stepwell_server.core.memory import Memory, Size, Vector
-from stepwell_server.core.settings import Moment, Settings, expand_aliases, settings_from_data
-from stepwell_server.core.spec import RunSpec, Schedules
+from stepwell_server.core.policies import parse_policy
+from stepwell_server.core.settings import ACCUMULATOR, Moment, Settings, expand_aliases, settings_from_data
+from stepwell_server.core.spec import RunSpec, Schedules, fit_policy
 from stepwell_server.core.transforms import LossScale, Transforming, sparsity_lr, unscale
 from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome, Workers
@@ -53,7 +56,8 @@ class RunLimits:
 class Commit:
     """What an update will do: `copies_needed`, `ready`, `apply`. Nothing of the run is written before `apply`.
 
-    samples: the run's sum after it. given: the numbers that came with the update.
+    header: of the update, or of several combined ones. samples: the run's sum after it. given: the numbers that came
+    with the update.
     """
 
     header: UpdateHeader
@@ -149,9 +153,10 @@ class Run:
         self.changes = 0
         self.skipped_count = 0
         self.metrics: dict[str, float] = {}
-        self.duplicates_count = 0
         self.loss_scale = LossScale.start(spec.parsed_transforms[0]) if self._steers else None
         self.workers = Workers(name, uid, 0, limits.outstanding_updates_max, limits.workers_max)
+        self.coordinator = Coordinator(self.workers, parse_policy(spec.policy))
+        self.accumulated = Accumulated()
         self.groups: list[GroupState] = []
 
     @property
@@ -159,6 +164,11 @@ class Run:
         """Whether the run steers a factor for the loss."""
         transforms = self.spec.parsed_transforms
         return bool(transforms) and transforms[0].definition is unscale
+
+    @property
+    def duplicates_count(self) -> int:
+        """How many tries to send an update came after it was staged or answered."""
+        return sum(tally.duplicates for tally in self.coordinator.tallies.values())
 
     @property
     def generation(self) -> int:
@@ -231,15 +241,16 @@ class Run:
 
     def recall(self, identity: Identity) -> Answer | None:
         """The answer of an update that was made before, None for the worker's next; raises as `Workers.recall`."""
-        return self.workers.recall(identity, self.version)
+        return self.coordinator.recall(identity, self.version)
 
-    def prepare(self, staging: Staging) -> Commit | Answer:
-        """Check a staged update whole and plan its commit; `Commit.ready` does the rest of what can fail.
-
-        An Answer instead says that there is nothing to commit; it is stored. Raises what is wrong; then nothing has
-        changed.
-        """
+    def check(self, staging: Staging) -> bool:
+        """Check a staged update whole; whether it is to be skipped, for a NaN or an infinity. Raises what is wrong."""
         staging.check_complete()
+        if staging.header.inputs and self.coordinator.policy.accumulates:
+            raise InvalidValue(
+                f"run '{self.name}': the update has inputs {list(staging.header.inputs)}, expected none, since the "
+                "policy accumulates gradients and nothing else; leave them out, or accumulate 1"
+            )
         if staging.nonfinite is not None:
             if self.loss_scale is not None:
                 self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=False)
@@ -252,7 +263,14 @@ class Run:
                     parameter=name,
                 )
             self.skipped_count += 1
-            return self._answer(staging.header.identity, self._make_answer(Outcome.SKIPPED_NONFINITE))
+            return True
+        return False
+
+    def prepare(self, staging: Staging, damping: float = 1.0) -> Commit:
+        """Plan the commit of a checked update; `Commit.ready` does the rest of what can fail.
+
+        damping: what the learning rate is multiplied by. Raises what is wrong; then nothing has changed.
+        """
         samples = self.samples + staging.header.samples
         if not math.isfinite(samples):
             raise InvalidValue(
@@ -271,22 +289,68 @@ class Run:
                 self.moment,
                 staging.inputs_of(number),
                 given,
+                damping,
             )
             for number, chosen in enumerate(settings)
             if chosen is not None
         ]
         return Commit(staging.header, groups, self.spec.parsed_transforms, samples, given, self.spec.report_norms)
 
+    @property
+    def combines(self) -> bool:
+        """Whether the policy makes commits of several updates; then staged ones are written to."""
+        return self.coordinator.policy.combines
+
+    def combine(self, stagings: Sequence[Staging]) -> None:
+        """Make the first update the average of all, and of what was accumulated; safe on any thread."""
+        whole = combine(self.memory.device, stagings, self._scales(stagings), self._accumulator(), self.accumulated)
+        first = stagings[0]
+        first.become(whole.header(first.header, unscaled=self._steers))
+
+    def fold(self, stagings: Sequence[Staging]) -> Accumulated:
+        """Add updates to the accumulator, which nobody else reads meanwhile; safe on any thread.
+
+        What is returned is what the run has accumulated from then on.
+        """
+        accumulator = self._accumulator(empty=True)
+        return fold(self.memory.device, stagings, self._scales(stagings), accumulator, self.accumulated)
+
+    def held_accumulators(self) -> list[GroupState]:
+        """The groups whose accumulator is held by a reader, and must be moved before a fold."""
+        return [group for group in self.groups if ACCUMULATOR in group.vectors and group.vectors[ACCUMULATOR].holders]
+
+    def move_accumulators(self, groups: Sequence[GroupState], vectors: Sequence[Vector]) -> None:
+        """Go over to other vectors with the same content."""
+        for group, vector in zip(groups, vectors, strict=True):
+            self.memory.device.copy(group.vectors[ACCUMULATOR].vector, vector)
+            group.vectors[ACCUMULATOR] = Held(vector)
+
+    def _accumulator(self, *, empty: bool = False) -> dict[int, Vector]:
+        """The accumulator's vectors by group, if it holds something. empty: even if not."""
+        if not self.accumulated.weight and not empty:
+            return {}
+        return {
+            number: group.vectors[ACCUMULATOR].vector
+            for number, group in enumerate(self.groups)
+            if ACCUMULATOR in group.vectors
+        }
+
+    def _scales(self, stagings: Sequence[Staging]) -> list[float]:
+        if self.loss_scale is None:
+            return [1.0] * len(stagings)
+        return [staging.header.given.get("loss_scale", self.loss_scale.scale) for staging in stagings]
+
     def finish(self, commit: Commit) -> Answer:
-        """Make an applied commit the present version and store its answer."""
+        """Make an applied commit the present version; returns its answer, which is to be stored."""
         for group in commit.groups:
             self.memory.free(group.group.finish(group))
         self.version += 1
+        self.accumulated = Accumulated()
         self.changes += bool(commit.header.hyperparameters)
         self.samples = commit.samples
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=True)
-        return self._answer(commit.header.identity, self._make_answer(Outcome.COMMITTED, tuple(commit.norms)))
+        return self.make_answer(Outcome.COMMITTED, tuple(commit.norms))
 
     # Readers.
 
@@ -385,7 +449,7 @@ class Run:
     def keeps_gradients(self) -> bool:
         """Whether commits read gradients only, so that they may lie in a worker's memory."""
         arrays = any(group.settings and group.settings.array_program for group in self.groups)
-        return not self.spec.parsed_transforms and not arrays
+        return not self.spec.parsed_transforms and not arrays and not self.combines
 
     # Changes.
 
@@ -397,11 +461,12 @@ class Run:
         removed: Sequence[str],
         keep_clock: bool,
         etag: str,
+        policy: Mapping[str, Any] | None = None,
     ) -> list[Settings | None]:
         """The settings of every group after a change; `set_settings` makes them the present ones.
 
-        group "": every group that has what changes. Raises EtagMismatch, UnknownGroup, UnknownArgument, ChangeRefused
-        and what is wrong with the values.
+        group "": every group that has what changes. policy: the one that they must fit. Raises EtagMismatch,
+        UnknownGroup, UnknownArgument, ChangeRefused and what is wrong with the values.
         """
         if etag and etag != self.etag:
             raise EtagMismatch(
@@ -410,6 +475,8 @@ class Run:
                 expected=etag,
             )
         settings = [state.settings for state in self.groups]
+        if policy is not None:
+            settings = [fit_policy(chosen, parse_policy(policy)) for chosen in settings]
         return self._select(settings, group, hyperparameters, schedules, removed, keep_clock)
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -428,6 +495,23 @@ class Run:
         settings = [group.settings and group.settings.reported(metrics, self.moment) for group in self.groups]
         self.metrics = known
         self.set_settings(settings)
+
+    def slots_needed(self, settings: Sequence[Settings | None]) -> list[Size]:
+        """Accumulators that these settings have and the present ones have not."""
+        return [self.groups[number].accumulator_size for number in self._lacking(settings)]
+
+    def add_slots(self, settings: Sequence[Settings | None], vectors: Sequence[Vector]) -> None:
+        """Take vectors of `slots_needed`; the settings follow."""
+        for number, vector in zip(self._lacking(settings), vectors, strict=True):
+            self.memory.device.fill(vector, 0.0)
+            self.groups[number].add(ACCUMULATOR, vector, settings[number])
+
+    def _lacking(self, settings: Sequence[Settings | None]) -> list[int]:
+        return [
+            number
+            for number, (chosen, group) in enumerate(zip(settings, self.groups, strict=True))
+            if chosen is not None and chosen.accumulates and ACCUMULATOR not in group.vectors
+        ]
 
     def set_settings(self, settings: Sequence[Settings | None]) -> None:
         """Make changed settings the present ones, from the next commit on."""
@@ -462,8 +546,13 @@ class Run:
         ]
         self.version = version
         self.samples = samples
-        self.workers.rewind(generation)
+        self.rewind(generation)
         self.memory.free([held.vector for group in before for held in group.vectors.values() if held.holders == 0])
+
+    def rewind(self, generation: int) -> None:
+        """The run went back to its present version: every worker must join again, and what was accumulated is gone."""
+        self.coordinator.rewind(generation, self.version)
+        self.accumulated = Accumulated()
 
     def to_data(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data, for a snapshot."""
@@ -475,12 +564,13 @@ class Run:
             "samples": self.samples,
             "changes": self.changes,
             "skipped_count": self.skipped_count,
-            "duplicates_count": self.duplicates_count,
             "loss_scale": self.loss_scale and [self.loss_scale.scale, self.loss_scale.good_count],
             "metrics": self.metrics,
             "spec": self.spec.data,
             "settings": [group.settings and group.settings.to_data() for group in self.groups],
             "workers": self.workers.to_data(),
+            "coordinator": self.coordinator.to_data(),
+            "accumulated": self.accumulated.to_data(),
         }
 
     def to_data_after(
@@ -489,6 +579,8 @@ class Run:
         """What `to_data` will give once `replace_state` has been called with the same arguments."""
         data = self.to_data() | {"generation": generation, "version": version, "samples": samples}
         data["workers"] = data["workers"] | {"joined": {}}
+        data["coordinator"] = self.coordinator.to_data_after_rewind()
+        data["accumulated"] = Accumulated().to_data()
         if settings is not None:
             data["settings"] = [chosen and chosen.to_data() for chosen in settings]
         return data
@@ -504,7 +596,7 @@ class Run:
         run.samples = float(data["samples"])
         run.changes = int(data["changes"])
         run.skipped_count = int(data["skipped_count"])
-        run.duplicates_count = int(data["duplicates_count"])
+        run.accumulated = Accumulated.from_data(data["accumulated"])
         run.metrics = {str(name): float(value) for name, value in data["metrics"].items()}
         if data["loss_scale"] is not None:
             run.loss_scale = LossScale(float(data["loss_scale"][0]), int(data["loss_scale"][1]))
@@ -523,12 +615,9 @@ class Run:
         self.memory.drop_kept()
         self.groups = []
 
-    def _make_answer(self, outcome: Outcome, norms: tuple[tuple[float, ...], ...] = ()) -> Answer:
+    def make_answer(self, outcome: Outcome, norms: tuple[tuple[float, ...], ...] = ()) -> Answer:
+        """An answer at the present version."""
         return Answer(outcome, self.version, self.loss_scale.scale if self.loss_scale else None, norms)
-
-    def _answer(self, identity: Identity, answer: Answer) -> Answer:
-        self.workers.record(identity, answer)
-        return answer
 
     def settings_with(self, header: UpdateHeader) -> list[Settings | None]:
         """The settings with the hyperparameters that an update carries."""

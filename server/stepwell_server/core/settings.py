@@ -21,6 +21,9 @@ from stepwell_server.core.schedules.plateau import PlateauState
 from stepwell_server.core.transforms import Transforming, parse_transforms
 from stepwell_server.core.wrappers import Wrapping, parse_wrappers
 
+# The slot in which gradients wait for the commits that a policy accumulates.
+ACCUMULATOR = "accumulated_gradient"
+
 # A small and a large matrix, a vector, a filter: lengths in an optimizer's arguments tell them apart.
 _PROBES = ((2, 3), (1 << 20, 1 << 21), (7,), (3, 3, 64, 128))
 
@@ -96,6 +99,7 @@ class Settings:
 
     unset: those that have no value of their own, because only an absolute schedule gives them one.
     wrappers: what runs after the optimizer, in order. transforms: what runs before it; some keep slots here.
+    accumulates: whether there is a slot for gradients that wait for the commits of a policy that accumulates.
     """
 
     definition: Definition
@@ -105,6 +109,7 @@ class Settings:
     unset: frozenset[str] = frozenset()
     wrappers: tuple[Wrapping, ...] = ()
     transforms: tuple[Transforming, ...] = ()
+    accumulates: bool = False
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -156,7 +161,8 @@ class Settings:
     def slots(self) -> tuple[str, ...]:
         """The slots of the state, the wrappers' last."""
         before = self.array_program.slots if self.array_program else self.program_with(()).slots
-        return tuple(dict.fromkeys([*before, *self.program.slots, *self.transform_slots]))
+        own = [ACCUMULATOR] if self.accumulates else []
+        return tuple(dict.fromkeys([*before, *self.program.slots, *self.transform_slots, *own]))
 
     @property
     def transform_slots(self) -> list[str]:
@@ -250,6 +256,7 @@ class Settings:
             new = {name: replace(scheduled, origin=self._origin(name, scheduled)) for name, scheduled in new.items()}
         given = self._given() | expand_aliases(hyperparameters)
         after = _join(self.definition, self.flavor, given, kept | new, self.wrappers, self.transforms)
+        after = replace(after, accumulates=self.accumulates)
         after.check_definition()
         before_state, after_state = self.slots + self.scalars, after.slots + after.scalars
         if before_state != after_state or self._probed_shapes() != after._probed_shapes():
@@ -295,6 +302,7 @@ class Settings:
             "schedules": {name: scheduled.to_data() for name, scheduled in self.schedules.items()},
             "wrappers": [each.spec for each in self.wrappers],
             "transforms": [each.spec for each in self.transforms],
+            "accumulates": self.accumulates,
         }
 
     def _origin(self, name: str, new: Scheduled) -> float:
@@ -342,7 +350,7 @@ def settings_from_data(data: Mapping[str, Any]) -> Settings:
     """What `to_data` gave."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in data["own"].items()}
     schedules = {name: Scheduled.from_data(scheduled) for name, scheduled in data["schedules"].items()}
-    return _join(
+    joined = _join(
         define_from_text(data["definition"]) if data.get("definition") else find_optimizer(data["optimizer"]),
         data["flavor"],
         given,
@@ -350,6 +358,7 @@ def settings_from_data(data: Mapping[str, Any]) -> Settings:
         parse_wrappers(data["wrappers"]),
         parse_transforms(data["transforms"]),
     )
+    return replace(joined, accumulates=bool(data["accumulates"]))
 
 
 def _join(

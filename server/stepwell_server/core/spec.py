@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from stepwell_server.core.compiler.text import define_from_text, digest
 from stepwell_server.core.encoding import GRADIENT_ENCODINGS, PARAMETER_ENCODINGS, Encoding, parse_encoding
 from stepwell_server.core.errors import InvalidSpec, InvalidValue
 from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, LayoutGroup, ParameterSpec, build_layout
+from stepwell_server.core.policies import Policy, parse_policy
 from stepwell_server.core.schedules import Schedule, find_schedule
 from stepwell_server.core.settings import Moment, Settings, expand_aliases, make_settings
 from stepwell_server.core.transforms import Transforming, parse_transforms
@@ -50,6 +51,7 @@ class RunSpec:
     transforms, wrappers: [{"name": ..., arguments}], for all groups. report_norms: whether answers tell them.
     definition: an optimizer as text, see `compiler/text.py`; then optimizer is its function's name, or "".
     gradient_encoding, parameter_encoding: {"name": ..., arguments}, see `encoding.py`; None for none.
+    policy: the first one, {"name": ..., arguments}, see `policies/`; None for async.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -66,6 +68,7 @@ class RunSpec:
     definition: str = ""
     gradient_encoding: Mapping[str, Any] | None = None
     parameter_encoding: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | None = None
 
     @cached_property
     def parsed_gradient_encoding(self) -> Encoding | None:
@@ -101,6 +104,8 @@ class RunSpec:
         wrappers = parse_wrappers(self.wrappers)
         specs = {group.name: group for group in (GroupSpec(DEFAULT_GROUP, ()), *self.groups)}
         made = {name: self._settings(specs[name], wrappers) for name in {group.name for group in layout.groups}}
+        policy = parse_policy(self.policy)
+        made = {name: fit_policy(settings, policy) for name, settings in made.items()}
         for name, settings in made.items():
             _check_groups_of(name, settings, [group for group in layout.groups if group.name == name], layout)
         return [made[group.name] for group in layout.groups]
@@ -133,6 +138,7 @@ class RunSpec:
             "definition": self.definition,
             "gradient_encoding": self.gradient_encoding,
             "parameter_encoding": self.parameter_encoding,
+            "policy": self.policy,
         }
 
     @staticmethod
@@ -214,6 +220,25 @@ class RunSpec:
             for name, scheduled in settings.schedules.items():
                 facts[f"group '{group}': schedule of {name}"] = _describe(scheduled.schedule)
         return facts
+
+
+def fit_policy(settings: Settings | None, policy: Policy) -> Settings | None:
+    """Settings with what a policy asks for; raises InvalidSpec for an optimizer that cannot have it."""
+    if settings is None:
+        return None
+    if policy.needs_base:
+        raise InvalidSpec(
+            f"policy '{policy.name}' compensates for delays, which the server cannot: it keeps no version for a worker "
+            "beyond the next commit; leave delay_compensation at 0, and use damping or staleness_max",
+            argument="delay_compensation",
+        )
+    if policy.damps and "lr" not in settings.definition.arguments:
+        raise InvalidSpec(
+            f"policy '{policy.name}' lowers the learning rate of stale updates, which optimizer "
+            f"'{settings.definition.name}' has not; choose another, or damping 'none'",
+            argument="damping",
+        )
+    return replace(settings, accumulates=settings.accumulates or policy.accumulates)
 
 
 def _spec_of(encoding: Encoding | None) -> str:

@@ -39,7 +39,8 @@ class UpdateHeader:
 
     without_gradient: indices of parameters that have none, ascending. hyperparameters: numbers by group name ("" for
     every group that has them). inputs: the vectors that it brings beside the gradient, by name. given: numbers that
-    it brings, of `GIVEN_NUMBERS`.
+    it brings, of `GIVEN_NUMBERS`. base_version: of the parameters that the gradients were taken at, where that is not
+    the newest that the worker has been told of.
     """
 
     identity: Identity
@@ -48,6 +49,7 @@ class UpdateHeader:
     hyperparameters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     given: Mapping[str, float] = field(default_factory=dict)
+    base_version: int | None = None
 
 
 class Coverage:
@@ -268,6 +270,11 @@ class Staging:
         header = replace(self.header, without_gradient=left_out)
         self.present = _present(self._run, header, self.layout, self._settings)
         self.header = header
+
+    def become(self, header: UpdateHeader) -> None:
+        """Stand for several updates that were combined in its vectors."""
+        self.header = header
+        self.present = _present(self._run, header, self.layout, self._settings)
 
     def take(self, device: Device, shared: Mapping[Key, Vector]) -> None:
         """Take the whole update from vectors of the groups' own types, and test it; safe on any thread.

@@ -29,15 +29,16 @@ class Outcome(Enum):
     COMMITTED = "committed"
     SKIPPED_NONFINITE = "skipped_nonfinite"
     DROPPED_LATE = "dropped_late"
+    FOLDED = "folded"
 
 
 @dataclass(frozen=True)
 class Answer:
     """What became of an update.
 
-    committed_version: the version that holds it; for a skipped one, that it found. loss_scale: what to multiply the
-    next loss by, where the run steers it. norms: of the gradients and of the parameters, each by p = 1, 2 and infinity,
-    where the run reports them.
+    committed_version: the version that holds it; for one that was skipped, dropped or folded, the version that it
+    found (what was folded is in the next). loss_scale: what to multiply the next loss by, where the run steers it.
+    norms: of the gradients and of the parameters, each by p = 1, 2 and infinity, where the run reports them.
     """
 
     outcome: Outcome
@@ -168,6 +169,10 @@ class Workers:
         while len(worker.answers) > self._answers_max:
             worker.answers.popitem(last=False)
 
+    def settle(self, identity: Identity) -> None:
+        """An update counts, but its worker goes before it has the answer; the name's next join is told so."""
+        self._last[identity.worker] = (identity.epoch, identity.sequence)
+
     def fence(self, name: str) -> None:
         """Let `name` send no more until it joins again."""
         self.joined.pop(name, None)
@@ -176,7 +181,7 @@ class Workers:
         """Raise UnknownWorker or WorkerFenced unless this is the worker's present epoch."""
         worker = self.joined.get(name)
         if worker is None:
-            raise self._unknown(name)
+            raise self.unknown(name)
         if epoch != worker.epoch:
             raise self._fenced(name, epoch, worker.epoch)
 
@@ -244,9 +249,11 @@ class Workers:
         self.check_epoch(identity.worker, identity.epoch)
         return self.joined[identity.worker]
 
-    def _unknown(self, name: str) -> UnknownWorker:
+    def unknown(self, name: str) -> UnknownWorker:
+        """What a worker is told that is not live."""
         return UnknownWorker(
-            f"run '{self.run}' has no worker '{name[:200]}', expected one that has joined; join first",
+            f"run '{self.run}' has no live worker '{name[:200]}', expected one that has joined, has not left, and "
+            "whose lease has not run out; join again",
             got=name[:200],
         )
 

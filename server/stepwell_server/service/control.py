@@ -1,16 +1,18 @@
 """The control service: making, describing, changing and storing runs."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from stepwell.v1 import control_pb2 as pb
 from stepwell.v1 import control_pb2_grpc, run_pb2
-from stepwell.wire import CONTRACT, RANGE_BYTES, decode_schedule
+from stepwell.wire import CONTRACT, RANGE_BYTES, decode_part, decode_schedule
 from stepwell_server import __version__
 from stepwell_server.core.encoding import GRADIENT_ENCODINGS, PARAMETER_ENCODINGS
 from stepwell_server.core.errors import InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import check_name
 from stepwell_server.core.optimizers import OPTIMIZERS
+from stepwell_server.core.policies import POLICIES
 from stepwell_server.core.schedules import Schedule, list_schedules, preview
 from stepwell_server.core.transforms import TRANSFORMS
 from stepwell_server.core.wrappers import WRAPPERS
@@ -68,7 +70,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def Join(self, request: pb.JoinRequest, context: Any) -> None:
         check_name("worker", request.worker)
         hosted = self._runs.get(request.run)
-        joined = await hosted.join(request.worker)
+        joined, place, lease_seconds = await hosted.join(request.worker, request.lease_seconds)
         membership: pb.Membership | None = pb.Membership(
             run_uid=joined.uid,
             generation=joined.generation,
@@ -76,11 +78,37 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             version=joined.version,
             last_sequence=joined.last_sequence,
             last_epoch=joined.last_epoch,
+            lease_seconds=lease_seconds,
+            place=encode.encode_place(place),
         )
         with Peer(context, self._runs.limits.silence_seconds) as peer:
             for layout in encode.encode_layout(hosted.run.layout):
                 await peer.write(pb.JoinResponse(membership=membership, layout=layout))
                 membership = None
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+        place = self._runs.get(request.run).renew(request.worker, request.epoch)
+        return pb.HeartbeatResponse(place=encode.encode_place(place))
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:
+        await self._runs.get(request.run).leave(request.worker, request.epoch)
+        return pb.LeaveResponse()
+
+    async def Barrier(self, request: pb.BarrierRequest, context: Any) -> None:
+        check_name("barrier", request.barrier)
+        hosted = self._runs.get(request.run)
+        arriving = hosted.commits.barrier(request.barrier, request.worker, request.epoch, request.call)
+        waiting = asyncio.ensure_future(arriving)
+        try:
+            with Peer(context, self._runs.limits.silence_seconds) as peer:
+                while not waiting.done():
+                    await asyncio.wait({waiting}, timeout=self._runs.limits.word_seconds)
+                    if not waiting.done():
+                        await peer.write(pb.BarrierResponse())
+                await waiting
+                await peer.write(pb.BarrierResponse(released=True))
+        finally:
+            waiting.cancel()
 
     async def GetLayout(self, request: pb.GetLayoutRequest, context: Any) -> None:
         run = self._runs.get(request.run).run
@@ -108,6 +136,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             request.schedules_removed,
             request.keep_clock,
             request.etag,
+            decode_part(request.policy) if request.HasField("policy") else None,
         )
         return pb.UpdateRunResponse(run=encode.encode_run(hosted.run))
 
@@ -134,6 +163,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             wrappers=[encode.encode_part_entry(definition) for _, definition in sorted(WRAPPERS.items())],
             gradient_encodings=map(encode.encode_encoding_entry, GRADIENT_ENCODINGS.values()),
             parameter_encodings=map(encode.encode_encoding_entry, PARAMETER_ENCODINGS.values()),
+            policies=[encode.encode_policy_entry(policy) for _, policy in sorted(POLICIES.items())],
         )
 
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Any) -> pb.PreviewScheduleResponse:

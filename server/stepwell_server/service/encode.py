@@ -19,14 +19,17 @@ from stepwell.wire import (
 )
 from stepwell_server.core.arguments import Argument, Kind, Required, Value
 from stepwell_server.core.compiler.definition import GIVEN_NUMBERS, Definition
+from stepwell_server.core.coordinator import Place
 from stepwell_server.core.encoding import Encoding
 from stepwell_server.core.encoding import Entry as EncodingEntry
 from stepwell_server.core.errors import EncodingNotAllowed, InvalidValue, LimitExceeded, MalformedRequest
 from stepwell_server.core.layout import Layout, ParameterSpec
+from stepwell_server.core.policies import Policy
 from stepwell_server.core.run import Run
 from stepwell_server.core.schedules import ScheduleEntry
 from stepwell_server.core.settings import Moment, Settings
 from stepwell_server.core.spec import GroupSpec, RunSpec
+from stepwell_server.core.tally import Tally
 from stepwell_server.core.update import UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome
 
@@ -45,6 +48,7 @@ _OUTCOMES = {
     Outcome.COMMITTED: data_pb2.OUTCOME_COMMITTED,
     Outcome.SKIPPED_NONFINITE: data_pb2.OUTCOME_SKIPPED_NONFINITE,
     Outcome.DROPPED_LATE: data_pb2.OUTCOME_DROPPED_LATE,
+    Outcome.FOLDED: data_pb2.OUTCOME_FOLDED,
 }
 
 
@@ -84,6 +88,7 @@ def decode_spec(message: run_pb2.Spec, parameters_max: int) -> RunSpec:
         report_norms=message.report_norms,
         gradient_encoding=decode_part(message.gradient_encoding) if message.HasField("gradient_encoding") else None,
         parameter_encoding=decode_part(message.parameter_encoding) if message.HasField("parameter_encoding") else None,
+        policy=decode_part(message.policy) if message.HasField("policy") else None,
     )
 
 
@@ -103,6 +108,7 @@ def decode_header(message: data_pb2.UpdateHeader) -> UpdateHeader:
         hyperparameters={group.group: dict(group.values) for group in message.hyperparameters},
         inputs=tuple(message.inputs),
         given={name: getattr(message, name) for name in GIVEN_NUMBERS if message.HasField(name)},
+        base_version=message.base_version if message.HasField("base_version") else None,
     )
 
 
@@ -171,9 +177,30 @@ def encode_run(run: Run) -> run_pb2.Run:
             state.schedules[name].CopyFrom(encode_schedule(scheduled.schedule.spec))
         state.slots.extend(settings.slots)
         state.scalars.extend(settings.scalars)
+    coordinator = run.coordinator
+    waiting = {identity.worker for identity in coordinator.waiting()}
     for name, worker in sorted(run.workers.joined.items()):
-        message.workers.add(name=name, epoch=worker.epoch, last_sequence=worker.last_sequence)
+        message.workers.add(
+            name=name,
+            epoch=worker.epoch,
+            last_sequence=worker.last_sequence,
+            index=coordinator.place(name).index,
+            lease_seconds=coordinator.lease_seconds(name),
+            waits=name in waiting,
+            tally=_encode_tally(coordinator.tally(name)),
+        )
+    message.policy.CopyFrom(encode_part(values_pb2.Policy, coordinator.policy.spec))
+    message.tally.CopyFrom(_encode_tally(Tally.total(coordinator.tallies.values())))
+    message.accumulated_count = coordinator.policy.accumulated
     return message
+
+
+def _encode_tally(tally: Tally) -> run_pb2.Tally:
+    return run_pb2.Tally(**tally.to_data())
+
+
+def encode_place(place: Place) -> control_pb2.Place:
+    return control_pb2.Place(index=place.index, count=place.count, membership_number=place.membership_number)
 
 
 def encode_layout(layout: Layout) -> Iterator[run_pb2.Layout]:
@@ -250,6 +277,14 @@ def encode_encoding_entry(entry: EncodingEntry) -> control_pb2.PartDescription:
     )
 
 
+def encode_policy_entry(policy: type[Policy]) -> control_pb2.PartDescription:
+    return control_pb2.PartDescription(
+        name=policy.name,
+        summary=(policy.__doc__ or "").partition("\n")[0],
+        arguments=[_encode_argument(argument) for argument in policy.arguments.values()],
+    )
+
+
 def encode_schedule_entry(entry: ScheduleEntry) -> control_pb2.ScheduleDescription:
     fewest, most = {None: (0, 0), 1: (1, 1), "many": (1, 63)}[entry.children]
     return control_pb2.ScheduleDescription(
@@ -303,6 +338,7 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
         report_norms=spec.report_norms,
         gradient_encoding=_encode_encoding(spec.parsed_gradient_encoding),
         parameter_encoding=_encode_encoding(spec.parsed_parameter_encoding),
+        policy=encode_part(values_pb2.Policy, spec.policy) if spec.policy is not None else None,
     )
     _fill(message, spec)
     for group in spec.groups:

@@ -55,6 +55,8 @@ TABLE: dict[type[Exception], tuple[str, grpc.StatusCode]] = {
     errors.SequenceGap: ("SEQUENCE_GAP", _STATE),
     errors.WorkerFenced: ("WORKER_FENCED", _STATE),
     errors.RunRewound: ("RUN_REWOUND", _STATE),
+    errors.StaleUpdate: ("STALE_UPDATE", _ABORTED),
+    errors.PolicyRefused: ("POLICY_REFUSED", _STATE),
     errors.ChangeRefused: ("CHANGE_REFUSED", _STATE),
     errors.EtagMismatch: ("ETAG_MISMATCH", _ABORTED),
     errors.VersionMismatch: ("VERSION_MISMATCH", _ABORTED),

@@ -18,7 +18,8 @@ from stepwell_server.core.update import Staging
 from stepwell_server.core.workers import Answer
 from stepwell_server.service import outgoing
 from stepwell_server.service.encode import decode_header, decode_identity
-from stepwell_server.service.hosted import INLINE_BYTES_MAX, HostedRun, Machine, placed_bytes
+from stepwell_server.service.hosted import HostedRun, placed_bytes
+from stepwell_server.service.machine import INLINE_BYTES_MAX, Machine
 from stepwell_server.service.runs import Runs
 from stepwell_server.service.turns import Turn
 
@@ -33,6 +34,8 @@ class Exchange:
         self._hosted: HostedRun | None = None
         self._staging: Staging | None = None
         self._stored: Answer | None = None
+        # Of an update that is here already, and waits.
+        self._attached: asyncio.Future[Answer] | None = None
         self._placing: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
 
@@ -53,7 +56,7 @@ class Exchange:
         """
         if message.HasField("header"):
             await self._begin(message.header, message.shared_memory, whole)
-        if self._stored is not None:
+        if self._stored is not None or self._attached is not None:
             return
         if self._staging is None or self._hosted is None:
             raise MalformedRequest(
@@ -77,6 +80,9 @@ class Exchange:
         if self._stored is not None:
             stored, self._stored = self._stored, None
             return stored
+        if self._attached is not None:
+            attached, self._attached = self._attached, None
+            return await asyncio.shield(attached)
         if self._staging is None or self._hosted is None:
             raise MalformedRequest(
                 "a commit came before a stage, expected the update first; send its header and ranges"
@@ -111,7 +117,7 @@ class Exchange:
     def close(self) -> None:
         """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
         hosted, staging, placing = self._hosted, self._staging, self._placing
-        self._staging = self._stored = self._placing = None
+        self._staging = self._stored = self._attached = self._placing = None
         self._end_turn()
         if staging is None or hosted is None:
             return
@@ -131,10 +137,11 @@ class Exchange:
         self.close()
         header = decode_header(message)
         self._hosted = self._runs.get(header.identity.run)
-        self._stored = self._hosted.run.recall(header.identity)
-        if self._stored is not None:
-            self._hosted.run.duplicates_count += 1
+        self._attached = self._hosted.commits.attach(header.identity)
+        self._stored = self._hosted.run.recall(header.identity) if self._attached is None else None
+        if self._attached is not None or self._stored is not None:
             return
+        self._hosted.renew(header.identity.worker, header.identity.epoch)
         if token or not whole:
             self._turn = await self._runs.machine.turns.take()
         if token:

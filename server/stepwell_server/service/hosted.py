@@ -6,97 +6,31 @@ goes to its end whatever becomes of its caller.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from stepwell.payload import Buffer
-from stepwell.wire import RANGE_BYTES
+from stepwell_server.core.coordinator import Decisions, Place
 from stepwell_server.core.devices.device import Device
 from stepwell_server.core.encoding import Encoded
 from stepwell_server.core.errors import InvalidValue, UnknownRun
 from stepwell_server.core.group import Launch
-from stepwell_server.core.memory import Memory, Size, Vector
-from stepwell_server.core.run import Commit, GroupArrays, Hold, Run
-from stepwell_server.core.settings import Settings
-from stepwell_server.core.spec import Schedules
+from stepwell_server.core.memory import Size, Vector
+from stepwell_server.core.run import GroupArrays, Hold, Run
+from stepwell_server.core.settings import ACCUMULATOR, Settings
+from stepwell_server.core.spec import Schedules, fit_policy
 from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Membership
-from stepwell_server.service.turns import Turns
-
-R = TypeVar("R")
+from stepwell_server.service.commits import Commits
+from stepwell_server.service.machine import Machine
 
 # A range of an update: group, begin, data, which input it is, its type where that is not the group's, its encoding.
 Arrived = tuple[int, int, Buffer, int, np.dtype[Any] | None, Encoded | None]
 
-# Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
-INLINE_BYTES_MAX = RANGE_BYTES
-# A commit touches several arrays per gradient, and stays on the loop only where that is quicker than a hand-over.
-_COMMIT_INLINE_BYTES_MAX = 256 << 10
-
-
-class Machine:
-    """What all runs of a server share: the memory, those who wait for it, turns, and the worker threads."""
-
-    def __init__(self, memory: Memory, threads: ThreadPoolExecutor, turns: Turns) -> None:
-        self.memory = memory
-        self.turns = turns
-        self._threads = threads
-        self._turns: list[asyncio.Future[None]] = []
-        # Set when memory is free; None while nobody waits for it.
-        self._freed: asyncio.Event | None = None
-        memory.on_free = self._wake
-        # What the states of all runs take, beside which everything else must fit.
-        self.state_bytes: Callable[[], int] = lambda: 0
-
-    async def run(self, work: Callable[..., R], *arguments: Any) -> R:
-        """Do blocking work on a thread. A cancelled caller gets away only when the work is done.
-
-        A thread cannot be stopped, and what it works on must not be freed under it.
-        """
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            while not done.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([done])
-            raise
-
-    async def run_sized(self, size_bytes: int, work: Callable[..., R], *arguments: Any) -> R:
-        """Do work on a thread, or here if it is small."""
-        return work(*arguments) if size_bytes <= INLINE_BYTES_MAX else await self.run(work, *arguments)
-
-    async def allocate(self, sizes: Sequence[Size], purpose: str) -> list[Vector]:
-        """Vectors for a staged update, first come first served; waits without a thread while there is no memory.
-
-        Raises MemoryExhausted if they could not be had even with nothing else in the way but the states of the runs.
-        """
-        if not self._turns and (vectors := self.memory.try_allocate(sizes)) is not None:
-            return vectors
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
-        try:
-            while True:
-                self.memory.check_fits(sizes, purpose, self.state_bytes())
-                if self._turns[0] is turn and (vectors := self.memory.try_allocate(sizes)) is not None:
-                    return vectors
-                await self.changed()
-        finally:
-            self._turns.remove(turn)
-            self._wake()
-
-    async def changed(self) -> None:
-        """Wait until memory was freed or a reader let go."""
-        self._freed = self._freed or asyncio.Event()
-        await self._freed.wait()
-
-    def _wake(self) -> None:
-        if self._freed is not None:
-            self._freed.set()
-            self._freed = None
+# How long a lease is that is asked for without a length, and the longest one.
+LEASE_SECONDS = 60.0
+LEASE_SECONDS_MAX = 86_400.0
 
 
 class HostedRun:
@@ -107,6 +41,10 @@ class HostedRun:
         self.gone = False
         self._machine = machine
         self._lock = asyncio.Lock()
+        self.commits = Commits(run, machine, self.exclusive, lambda: not self._lock.locked(), self.discard)
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiring: asyncio.Task[None] | None = None
+        self._watch_leases()
 
     def exclusive(self) -> "Exclusive":
         """The run between commits; raises UnknownRun if it was deleted meanwhile."""
@@ -116,9 +54,49 @@ class HostedRun:
         if self.gone:
             raise UnknownRun(f"run '{self.run.name}' was deleted, expected it to be there; create it again")
 
-    async def join(self, worker: str) -> Membership:
+    async def join(self, worker: str, lease_seconds: float = 0.0) -> tuple[Membership, Place, float]:
+        """Make a caller a live worker: its membership, its place, and how long its lease is."""
+        seconds = min(lease_seconds or LEASE_SECONDS, LEASE_SECONDS_MAX)
         async with self.exclusive() as run:
-            return run.workers.join(worker, run.version)
+            self._act(run.coordinator.expire(_now()))
+            membership, decisions = run.coordinator.join(worker, run.version, _now(), seconds)
+            self._act(decisions)
+            self._watch_leases()
+            return membership, run.coordinator.place(worker), seconds
+
+    def renew(self, worker: str, epoch: int) -> Place:
+        """A sign of life. Raises as `Coordinator.renew`."""
+        coordinator = self.run.coordinator
+        coordinator.renew(worker, epoch, _now())
+        return coordinator.place(worker)
+
+    async def leave(self, worker: str, epoch: int) -> None:
+        """A worker goes. Raises as `Coordinator.leave`."""
+        async with self.exclusive() as run:
+            self._act(run.coordinator.leave(worker, epoch))
+
+    def _act(self, decisions: Decisions) -> None:
+        """Carry out what follows from a change of who is live."""
+        self.commits.sweep()
+        self.commits.carry_out(decisions)
+
+    def _watch_leases(self) -> None:
+        """Look again when the next lease runs out, or has been renewed."""
+        expiry = self.run.coordinator.next_expiry()
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = None
+        if expiry is not None and not self.gone:
+            self._expiry = asyncio.get_running_loop().call_at(expiry, self._expire)
+
+    def _expire(self) -> None:
+        async def expire() -> None:
+            async with self.exclusive() as run:
+                self._act(run.coordinator.expire(_now()))
+                self._watch_leases()
+
+        self._expiring = asyncio.create_task(expire())
+        self._expiring.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def stage(self, header: UpdateHeader) -> Staging:
         """Begin an update; waits for memory. `discard` or `commit` ends it."""
@@ -202,15 +180,8 @@ class HostedRun:
             self._machine.memory.free(staging.vectors)
 
     async def commit(self, staging: Staging) -> Answer:
-        """Commit a staged update once and end it. Its caller may go away; the commit goes on."""
-        quick = self._is_quick(staging)
-        if quick and not self._lock.locked():
-            # Nothing of it waits once something is written, so the caller cannot go away in between.
-            return await self._commit(staging, quick)
-        committing = asyncio.create_task(self._commit(staging, quick))
-        # If nobody waits any more, nobody else would look at how it ended.
-        committing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(committing)
+        """Hand a staged update to the run's policy, end it, and wait for its answer."""
+        return await self.commits.commit(staging)
 
     async def hold(self, if_newer_than: int | None = None) -> Hold | None:
         """Hold the present version's parameters; None if the run is not beyond `if_newer_than`."""
@@ -273,12 +244,21 @@ class HostedRun:
         removed: Sequence[str],
         keep_clock: bool,
         etag: str,
+        policy: Mapping[str, Any] | None = None,
     ) -> None:
-        """Change hyperparameters and schedules from the next commit on."""
+        """Change hyperparameters, schedules and policy from the next commit on."""
         async with self.exclusive() as run:
-            settings = run.change(group, hyperparameters, schedules, removed, keep_clock, etag)
+            settings = run.change(group, hyperparameters, schedules, removed, keep_clock, etag, policy)
             await self._machine.run(run.compile, settings)
+            slots = self._machine.memory.allocate(run.slots_needed(settings), f"run '{run.name}': an accumulator")
+            try:
+                decisions = run.coordinator.change_policy(policy) if policy is not None else []
+            except BaseException:
+                self._machine.memory.free(slots)
+                raise
+            run.add_slots(settings, slots)
             run.set_settings(settings)
+            self._act(decisions)
 
     async def report(self, metrics: Mapping[str, float]) -> None:
         """Take metrics; schedules that wait for them follow from the next commit on."""
@@ -299,75 +279,40 @@ class HostedRun:
             run.check_version(expected_version)
             generation = run.generation + 1
             if settings is not None:
+                settings = [fit_policy(chosen, run.coordinator.policy) for chosen in settings]
                 await self._machine.run(run.compile, settings)
+                self._add_accumulators(settings, arrays)
             data = run.to_data_after(generation, version, samples, settings)
             await self._machine.run(store, generation, data)
             run.replace_state(generation, version, samples, arrays, settings)
+            self.commits.sweep()
 
     async def delete(self) -> None:
         async with self.exclusive() as run:
             self.gone = True
+            self._watch_leases()
+            try:
+                self.check_present()
+            except UnknownRun as error:
+                self.commits.abandon(error)
             run.free()
+
+    def _add_accumulators(self, settings: Sequence[Settings | None], arrays: Sequence[GroupArrays]) -> None:
+        """A state that was stored under another policy has none."""
+        lacking = [
+            (layout.state, group.vectors)
+            for layout, chosen, group in zip(self.run.layout.groups, settings, arrays, strict=True)
+            if chosen is not None and chosen.accumulates and ACCUMULATOR not in group.vectors
+        ]
+        sizes = [Size(layout.elements, layout.dtype) for layout, _ in lacking]
+        vectors = self._machine.memory.allocate(sizes, f"run '{self.run.name}': an accumulator")
+        for (_, found), vector in zip(lacking, vectors, strict=True):
+            vector.fill(0)
+            found[ACCUMULATOR] = vector
 
     def _place(self, staging: Staging, ranges: Sequence[Arrived]) -> None:
         for group, begin, data, number, dtype, encoded in ranges:
             staging.place(self._machine.memory.device, group, begin, data, number, dtype, encoded)
-
-    async def _commit(self, staging: Staging, quick: bool) -> Answer:
-        try:
-            async with self.exclusive() as run:
-                stored = run.recall(staging.header.identity)
-                if stored is not None:
-                    run.duplicates_count += 1
-                    return stored
-                planned = run.prepare(staging)
-                if isinstance(planned, Answer):
-                    return planned
-                scratch = await self._make_copies(planned)
-                try:
-                    await self._make(planned, quick)
-                finally:
-                    self._machine.memory.free(scratch)
-                return run.finish(planned)
-        finally:
-            self.discard(staging)
-
-    def _is_quick(self, staging: Staging) -> bool:
-        """Whether a commit is made sooner on the loop than it is handed to a thread."""
-        return self.run.single_pass and sum([vector.nbytes for vector in staging.vectors]) <= _COMMIT_INLINE_BYTES_MAX
-
-    async def _make(self, commit: Commit, quick: bool) -> None:
-        """Everything that can fail, then the kernels. quick: here, not on a thread."""
-        memory = self._machine.memory
-        try:
-            # Of a single pass only the coefficients are left to be computed.
-            if quick or self.run.single_pass:
-                commit.ready(memory)
-            else:
-                await self._machine.run(commit.ready, memory)
-        except BaseException:
-            memory.free([copy for group in commit.groups for copy in group.copies.values()])
-            raise
-        if quick:
-            commit.apply(memory)
-        else:
-            await self._machine.run(commit.apply, memory)
-
-    async def _make_copies(self, commit: Commit) -> list[Vector]:
-        """Have memory for what readers hold, or wait until they let go; also scratch, the caller's to free."""
-        while True:
-            needed, scratch = commit.copies_needed(), commit.scratch_needed()
-            if not needed and not scratch:
-                return []
-            sizes = [group.group.size(name) for group, name in needed]
-            memory = self._machine.memory
-            memory.check_fits([*sizes, *scratch], "a commit", self._machine.state_bytes())
-            vectors = memory.try_allocate([*sizes, *scratch])
-            if vectors is not None:
-                for (group, name), vector in zip(needed, vectors, strict=False):
-                    group.copies[name] = vector
-                return vectors[len(needed) :]
-            await self._machine.changed()
 
 
 class Exclusive:
@@ -385,6 +330,11 @@ class Exclusive:
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()
+
+
+def _now() -> float:
+    """The clock of leases: seconds, never set back."""
+    return asyncio.get_running_loop().time()
 
 
 def placed_bytes(ranges: Sequence[Arrived]) -> int:

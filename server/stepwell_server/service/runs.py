@@ -24,8 +24,9 @@ from stepwell_server.core.run import GroupArrays, Run, RunLimits
 from stepwell_server.core.settings import Settings
 from stepwell_server.core.spec import RunSpec
 from stepwell_server.core.update import GroupTransfer
-from stepwell_server.service.hosted import HostedRun, Machine
+from stepwell_server.service.hosted import LEASE_SECONDS, HostedRun
 from stepwell_server.service.limits import Limits
+from stepwell_server.service.machine import Machine
 from stepwell_server.service.sharing import Sharing
 from stepwell_server.storage.directory import CheckpointInfo, DataDirectory
 from stepwell_server.storage.snapshot import SnapshotInfo
@@ -261,12 +262,16 @@ class Runs:
             run, settings = Run.from_data(data, self.machine.memory, self._run_limits())
             await self.machine.run(run.compile, settings)
             run.take_arrays(settings, arrays)
+            now = asyncio.get_running_loop().time()
+            decisions = run.coordinator.restore(data["coordinator"], run.version, now, LEASE_SECONDS)
             # A run whose newest snapshot was damaged has gone back, however clean the stop was.
             if not clean or name in self._fell_back:
                 generation = max(run.generation, await self.machine.run(storage.generation, name)) + 1
                 await self.machine.run(storage.enter_generation, name, generation)
-                run.workers.rewind(generation)
-            self._runs[name] = HostedRun(run, self.machine)
+                run.rewind(generation)
+                decisions = []
+            hosted = self._runs[name] = HostedRun(run, self.machine)
+            hosted.commits.carry_out(decisions)
             log.info("run restored", run=name, version=run.version, generation=run.generation, clean=clean)
 
     async def stop(self) -> None:

@@ -22,8 +22,8 @@ from stepwell_server.core.memory import Memory
 from stepwell_server.service.control import ControlService
 from stepwell_server.service.data import DataService
 from stepwell_server.service.errors import ErrorInterceptor
-from stepwell_server.service.hosted import Machine
 from stepwell_server.service.limits import Limits
+from stepwell_server.service.machine import Machine
 from stepwell_server.service.runs import Runs
 from stepwell_server.service.sharing import Sharing
 from stepwell_server.service.turns import Turns

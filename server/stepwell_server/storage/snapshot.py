@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepwell_server.core.combining import Accumulated
+from stepwell_server.core.coordinator import Coordinator
 from stepwell_server.core.devices.device import Access
 from stepwell_server.core.errors import CheckpointDamaged, DomainError, StorageFailed
 from stepwell_server.core.group import vector_layouts
 from stepwell_server.core.layout import Layout
+from stepwell_server.core.policies import parse_policy
 from stepwell_server.core.run import GroupArrays
 from stepwell_server.core.settings import Settings, settings_from_data
 from stepwell_server.core.spec import RunSpec
@@ -180,10 +183,13 @@ def _plan(directory: Path, data: Mapping[str, Any]) -> tuple[Layout, list[GroupP
         settings = _settings(data)
         if [chosen is None for chosen in settings] != [group.frozen for group in layout.groups]:
             raise ValueError("settings and groups differ")
-        counts = [int(data[name]) for name in ("generation", "version", "changes", "skipped_count", "duplicates_count")]
+        counts = [int(data[name]) for name in ("generation", "version", "changes", "skipped_count")]
         if min(counts) < 0 or not isinstance(data["name"], str) or not 0 <= float(data["samples"]) < math.inf:
             raise ValueError("name, counts or samples are out of range")
-        Workers(data["name"], bytes.fromhex(data["uid"]), 0, 1, 1).restore(data["workers"])
+        workers = Workers(data["name"], bytes.fromhex(data["uid"]), 0, 1, 1)
+        workers.restore(data["workers"])
+        Coordinator(workers, parse_policy(None)).restore(data["coordinator"], int(data["version"]), 0.0, 1.0)
+        Accumulated.from_data(data["accumulated"])
         return layout, _group_plans(layout, settings)
     except _MALFORMED as error:
         raise _damaged(directory / MANIFEST_FILE, f"its data does not make a run ({error!r})") from error

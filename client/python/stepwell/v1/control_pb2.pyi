@@ -84,12 +84,14 @@ class CreateRunResponse(_message.Message):
     def __init__(self, creation: _Optional[_Union[Creation, str]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ..., run: _Optional[_Union[_run_pb2.Run, _Mapping]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("run", "worker")
+    __slots__ = ("run", "worker", "lease_seconds")
     RUN_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     run: str
     worker: str
-    def __init__(self, run: _Optional[str] = ..., worker: _Optional[str] = ...) -> None: ...
+    lease_seconds: float
+    def __init__(self, run: _Optional[str] = ..., worker: _Optional[str] = ..., lease_seconds: _Optional[float] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("membership", "layout")
@@ -100,20 +102,84 @@ class JoinResponse(_message.Message):
     def __init__(self, membership: _Optional[_Union[Membership, _Mapping]] = ..., layout: _Optional[_Union[_run_pb2.Layout, _Mapping]] = ...) -> None: ...
 
 class Membership(_message.Message):
-    __slots__ = ("run_uid", "generation", "epoch", "version", "last_sequence", "last_epoch")
+    __slots__ = ("run_uid", "generation", "epoch", "version", "last_sequence", "last_epoch", "lease_seconds", "place")
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LAST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     run_uid: bytes
     generation: int
     epoch: int
     version: int
     last_sequence: int
     last_epoch: int
-    def __init__(self, run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., last_sequence: _Optional[int] = ..., last_epoch: _Optional[int] = ...) -> None: ...
+    lease_seconds: float
+    place: Place
+    def __init__(self, run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., epoch: _Optional[int] = ..., version: _Optional[int] = ..., last_sequence: _Optional[int] = ..., last_epoch: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., place: _Optional[_Union[Place, _Mapping]] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("index", "count", "membership_number")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERSHIP_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    count: int
+    membership_number: int
+    def __init__(self, index: _Optional[int] = ..., count: _Optional[int] = ..., membership_number: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("run", "worker", "epoch")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    worker: str
+    epoch: int
+    def __init__(self, run: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("place",)
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    place: Place
+    def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("run", "worker", "epoch")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    worker: str
+    epoch: int
+    def __init__(self, run: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class LeaveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BarrierRequest(_message.Message):
+    __slots__ = ("run", "worker", "epoch", "barrier", "call")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BARRIER_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    worker: str
+    epoch: int
+    barrier: str
+    call: int
+    def __init__(self, run: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., barrier: _Optional[str] = ..., call: _Optional[int] = ...) -> None: ...
+
+class BarrierResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    def __init__(self, released: bool = ...) -> None: ...
 
 class GetLayoutRequest(_message.Message):
     __slots__ = ("run",)
@@ -158,7 +224,7 @@ class ListRunsResponse(_message.Message):
     def __init__(self, runs: _Optional[_Iterable[_Union[_run_pb2.Run, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateRunRequest(_message.Message):
-    __slots__ = ("run", "group", "hyperparameters", "schedules", "schedules_removed", "keep_clock", "etag")
+    __slots__ = ("run", "group", "hyperparameters", "schedules", "schedules_removed", "keep_clock", "etag", "policy")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +246,7 @@ class UpdateRunRequest(_message.Message):
     SCHEDULES_REMOVED_FIELD_NUMBER: _ClassVar[int]
     KEEP_CLOCK_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     run: str
     group: str
     hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
@@ -187,7 +254,8 @@ class UpdateRunRequest(_message.Message):
     schedules_removed: _containers.RepeatedScalarFieldContainer[str]
     keep_clock: bool
     etag: str
-    def __init__(self, run: _Optional[str] = ..., group: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., schedules_removed: _Optional[_Iterable[str]] = ..., keep_clock: bool = ..., etag: _Optional[str] = ...) -> None: ...
+    policy: _values_pb2.Policy
+    def __init__(self, run: _Optional[str] = ..., group: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., schedules_removed: _Optional[_Iterable[str]] = ..., keep_clock: bool = ..., etag: _Optional[str] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ...) -> None: ...
 
 class UpdateRunResponse(_message.Message):
     __slots__ = ("run",)
@@ -305,16 +373,18 @@ class ListPartsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListPartsResponse(_message.Message):
-    __slots__ = ("transforms", "wrappers", "gradient_encodings", "parameter_encodings")
+    __slots__ = ("transforms", "wrappers", "gradient_encodings", "parameter_encodings", "policies")
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     WRAPPERS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
     transforms: _containers.RepeatedCompositeFieldContainer[PartDescription]
     wrappers: _containers.RepeatedCompositeFieldContainer[PartDescription]
     gradient_encodings: _containers.RepeatedCompositeFieldContainer[PartDescription]
     parameter_encodings: _containers.RepeatedCompositeFieldContainer[PartDescription]
-    def __init__(self, transforms: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., gradient_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., parameter_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ...) -> None: ...
+    policies: _containers.RepeatedCompositeFieldContainer[PartDescription]
+    def __init__(self, transforms: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., gradient_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., parameter_encodings: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[PartDescription, _Mapping]]] = ...) -> None: ...
 
 class PartDescription(_message.Message):
     __slots__ = ("name", "summary", "reference", "matches", "arguments", "points")

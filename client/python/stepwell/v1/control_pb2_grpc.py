@@ -51,6 +51,21 @@ class ControlServiceStub(object):
                 request_serializer=stepwell_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
                 response_deserializer=stepwell_dot_v1_dot_control__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.Heartbeat = channel.unary_unary(
+                '/stepwell.v1.ControlService/Heartbeat',
+                request_serializer=stepwell_dot_v1_dot_control__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_control__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/stepwell.v1.ControlService/Leave',
+                request_serializer=stepwell_dot_v1_dot_control__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_control__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.Barrier = channel.unary_stream(
+                '/stepwell.v1.ControlService/Barrier',
+                request_serializer=stepwell_dot_v1_dot_control__pb2.BarrierRequest.SerializeToString,
+                response_deserializer=stepwell_dot_v1_dot_control__pb2.BarrierResponse.FromString,
+                _registered_method=True)
         self.GetLayout = channel.unary_stream(
                 '/stepwell.v1.ControlService/GetLayout',
                 request_serializer=stepwell_dot_v1_dot_control__pb2.GetLayoutRequest.SerializeToString,
@@ -155,6 +170,27 @@ class ControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Heartbeat(self, request, context):
+        """Renews a worker's lease. The beginning of an update does so, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Ends a worker's place in the run: nobody waits for it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Barrier(self, request, context):
+        """Waits until every live worker of the run waits at the same barrier. Says now and then that it still waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLayout(self, request, context):
         """Returns where the run's parameters lie, in pieces.
         """
@@ -177,7 +213,7 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRun(self, request, context):
-        """Changes hyperparameters and schedules of a live run, from its next commit on; slots are kept.
+        """Changes hyperparameters, schedules and policy of a live run, from its next commit on; slots are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,7 +248,7 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListParts(self, request, context):
-        """Lists the gradient transforms and the wrappers with their arguments.
+        """Lists the gradient transforms, wrappers, encodings and policies with their arguments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +313,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=stepwell_dot_v1_dot_control__pb2.JoinRequest.FromString,
                     response_serializer=stepwell_dot_v1_dot_control__pb2.JoinResponse.SerializeToString,
+            ),
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=stepwell_dot_v1_dot_control__pb2.HeartbeatRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_control__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=stepwell_dot_v1_dot_control__pb2.LeaveRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_control__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Barrier': grpc.unary_stream_rpc_method_handler(
+                    servicer.Barrier,
+                    request_deserializer=stepwell_dot_v1_dot_control__pb2.BarrierRequest.FromString,
+                    response_serializer=stepwell_dot_v1_dot_control__pb2.BarrierResponse.SerializeToString,
             ),
             'GetLayout': grpc.unary_stream_rpc_method_handler(
                     servicer.GetLayout,
@@ -437,6 +488,87 @@ class ControlService(object):
             '/stepwell.v1.ControlService/Join',
             stepwell_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
             stepwell_dot_v1_dot_control__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.ControlService/Heartbeat',
+            stepwell_dot_v1_dot_control__pb2.HeartbeatRequest.SerializeToString,
+            stepwell_dot_v1_dot_control__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stepwell.v1.ControlService/Leave',
+            stepwell_dot_v1_dot_control__pb2.LeaveRequest.SerializeToString,
+            stepwell_dot_v1_dot_control__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Barrier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/stepwell.v1.ControlService/Barrier',
+            stepwell_dot_v1_dot_control__pb2.BarrierRequest.SerializeToString,
+            stepwell_dot_v1_dot_control__pb2.BarrierResponse.FromString,
             options,
             channel_credentials,
             insecure,

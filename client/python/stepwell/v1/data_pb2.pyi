@@ -75,7 +75,7 @@ class UpdateIdentity(_message.Message):
     def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., acknowledged_version: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters", "inputs", "loss", "loss_scale", "sparsity_factor")
+    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters", "inputs", "loss", "loss_scale", "sparsity_factor", "base_version")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class UpdateHeader(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     identity: UpdateIdentity
     without_gradient: _containers.RepeatedScalarFieldContainer[int]
     samples: float
@@ -92,7 +93,8 @@ class UpdateHeader(_message.Message):
     loss: float
     loss_scale: float
     sparsity_factor: float
-    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., loss_scale: _Optional[float] = ..., sparsity_factor: _Optional[float] = ...) -> None: ...
+    base_version: int
+    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., loss_scale: _Optional[float] = ..., sparsity_factor: _Optional[float] = ..., base_version: _Optional[int] = ...) -> None: ...
 
 class GroupHyperparameters(_message.Message):
     __slots__ = ("group", "values")

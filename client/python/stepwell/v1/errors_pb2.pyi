@@ -58,6 +58,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_ENCODING_NOT_ALLOWED: _ClassVar[ErrorReason]
     ERROR_REASON_INVALID_ENCODING: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_POLICY: _ClassVar[ErrorReason]
+    ERROR_REASON_STALE_UPDATE: _ClassVar[ErrorReason]
+    ERROR_REASON_POLICY_REFUSED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_CONTRACT_MISMATCH: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
@@ -107,6 +109,8 @@ ERROR_REASON_UNKNOWN_ENCODING: ErrorReason
 ERROR_REASON_ENCODING_NOT_ALLOWED: ErrorReason
 ERROR_REASON_INVALID_ENCODING: ErrorReason
 ERROR_REASON_UNKNOWN_POLICY: ErrorReason
+ERROR_REASON_STALE_UPDATE: ErrorReason
+ERROR_REASON_POLICY_REFUSED: ErrorReason
 
 class Error(_message.Message):
     __slots__ = ("reason", "message", "details")

@@ -33,7 +33,7 @@ NONFINITE_SKIP: Nonfinite
 NONFINITE_ALLOW: Nonfinite
 
 class Spec(_message.Message):
-    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms", "gradient_encoding", "parameter_encoding")
+    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms", "gradient_encoding", "parameter_encoding", "policy")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class Spec(_message.Message):
     REPORT_NORMS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_ENCODING_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     optimizer: str
     flavor: str
@@ -76,7 +77,8 @@ class Spec(_message.Message):
     report_norms: bool
     gradient_encoding: _values_pb2.Encoding
     parameter_encoding: _values_pb2.Encoding
-    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ..., gradient_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., parameter_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ...) -> None: ...
+    policy: _values_pb2.Policy
+    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ..., gradient_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., parameter_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ...) -> None: ...
 
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -183,7 +185,7 @@ class Range(_message.Message):
     def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., input: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., encoding: _Optional[str] = ..., elements: _Optional[int] = ..., scales: _Optional[bytes] = ..., indices: _Optional[bytes] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics")
+    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics", "policy", "tally", "accumulated_count")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +209,9 @@ class Run(_message.Message):
     LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TALLY_FIELD_NUMBER: _ClassVar[int]
+    ACCUMULATED_COUNT_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: bytes
     generation: int
@@ -223,7 +228,34 @@ class Run(_message.Message):
     loss_scale: float
     points: _containers.RepeatedScalarFieldContainer[str]
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., loss_scale: _Optional[float] = ..., points: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    policy: _values_pb2.Policy
+    tally: Tally
+    accumulated_count: int
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., loss_scale: _Optional[float] = ..., points: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., accumulated_count: _Optional[int] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("commits", "folded", "skipped", "dropped", "refused", "withdrawn", "duplicates", "staleness_last", "staleness_max", "staleness_counts")
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    FOLDED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_LAST_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_MAX_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    commits: int
+    folded: int
+    skipped: int
+    dropped: int
+    refused: int
+    withdrawn: int
+    duplicates: int
+    staleness_last: int
+    staleness_max: int
+    staleness_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, commits: _Optional[int] = ..., folded: _Optional[int] = ..., skipped: _Optional[int] = ..., dropped: _Optional[int] = ..., refused: _Optional[int] = ..., withdrawn: _Optional[int] = ..., duplicates: _Optional[int] = ..., staleness_last: _Optional[int] = ..., staleness_max: _Optional[int] = ..., staleness_counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GroupState(_message.Message):
     __slots__ = ("name", "dtype", "optimizer", "flavor", "hyperparameters", "schedules", "slots", "scalars")
@@ -260,11 +292,19 @@ class GroupState(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., slots: _Optional[_Iterable[str]] = ..., scalars: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("name", "epoch", "last_sequence")
+    __slots__ = ("name", "epoch", "last_sequence", "index", "lease_seconds", "waits", "tally")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
+    TALLY_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     last_sequence: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., last_sequence: _Optional[int] = ...) -> None: ...
+    index: int
+    lease_seconds: float
+    waits: bool
+    tally: Tally
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., last_sequence: _Optional[int] = ..., index: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., waits: bool = ..., tally: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...

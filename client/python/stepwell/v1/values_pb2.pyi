@@ -121,6 +121,21 @@ class Encoding(_message.Message):
     arguments: _containers.MessageMap[str, Value]
     def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
+class Policy(_message.Message):
+    __slots__ = ("name", "arguments")
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    arguments: _containers.MessageMap[str, Value]
+    def __init__(self, name: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+
 class Argument(_message.Message):
     __slots__ = ("name", "kind", "default", "optional", "minimum", "maximum", "minimum_open", "maximum_open", "choices", "infinite")
     NAME_FIELD_NUMBER: _ClassVar[int]

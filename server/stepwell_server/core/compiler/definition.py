@@ -105,6 +105,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Idle:
+    """What steps without a gradient make of a table's row, see `idle.py`.
+
+    refuse: combinations in which there is no closed form, as a test of the values by the message that it causes.
+    decays: whether decoupled weight decay can be woven in.
+    """
+
+    rule: Rule
+    refuse: Mapping[str, Callable[[Mapping[str, Any]], bool]] = field(default_factory=dict)
+    decays: bool = True
+
+
+@dataclass(frozen=True)
 class ArrayRule:
     """An optimizer as plain array code over a tensor at a time, for what no pass over elements can say.
 
@@ -138,6 +151,8 @@ class Definition:
     fixed: structural flags that the name itself decides (adamw's decoupled decay); they are no arguments.
     init: what a slot starts as: the name of a hyperparameter, or "param"; others start at zero.
     refuse: combinations that make no sense, as a test of the values by the message that it causes.
+    idle: what steps without a gradient make of a table's row; None where that has no closed form.
+    table_step: whether all rows of a table share one step, whatever the flavor.
     """
 
     name: str
@@ -163,6 +178,8 @@ class Definition:
     target: Literal["param", "grad"] = "param"
     arrays: ArrayRule | None = None
     text: str = ""
+    idle: Idle | None = None
+    table_step: bool = False
 
     # Definitions are registered once and live as long as the process.
     __hash__ = object.__hash__
@@ -240,10 +257,13 @@ class Definition:
         extra: Iterable[Argument] = (),
         scope: Literal["tensor", "group"] | None = None,
         points: Mapping[str, Callable[..., Any]] | None = None,
+        idle: Idle | None = None,
+        table_step: bool = False,
     ) -> "Definition":
         """Register another name for the same equation, with other defaults and decided flags.
 
         extra: arguments of its own, beside the equation's. scope: what its reductions run over, if not the same.
+        idle: its own, if not the same.
         """
         decided: dict[str, Value] = {}
         for key in without:
@@ -262,6 +282,8 @@ class Definition:
                 fixed={**self.fixed, **fixed, **decided},
                 scope=scope or self.scope,
                 points={**self.points, **_rules(points or {})},
+                idle=idle or self.idle,
+                table_step=table_step,
             ),
             OPTIMIZERS,
         )
@@ -311,6 +333,7 @@ def optimizer(
     widened: Callable[[Mapping[str, Any]], bool] | None = None,
     points: Mapping[str, Callable[..., Any]] | None = None,
     decay: bool = True,
+    idle: Idle | None = None,
 ) -> Callable[[Callable[..., Any]], Definition]:
     """Make the decorated function an optimizer; see the module's docstring.
 
@@ -337,6 +360,7 @@ def optimizer(
                 widened=widened,
                 points=points,
                 woven=("maximize", *(("weight_decay",) if decay else ())),
+                idle=idle,
             ),
             OPTIMIZERS,
         )
@@ -418,6 +442,7 @@ def read_rule(
     target: Literal["param", "grad"] = "param",
     kind: str = "optimizer",
     infinite: Iterable[str] = (),
+    idle: Idle | None = None,
 ) -> Definition:
     """A definition from a function's source; not registered yet. arrays: what comes first in its signature."""
     tree = _tree(function)
@@ -458,7 +483,18 @@ def read_rule(
         widened=widened,
         points=_rules(points or {}),
         target=target,
+        idle=idle,
     )
+
+
+def when_idle(
+    function: Callable[..., Any],
+    *,
+    refuse: Mapping[str, Callable[[Mapping[str, Any]], bool]] | None = None,
+    decays: bool = True,
+) -> Idle:
+    """A companion from a function's source, see `Idle` and `idle.py`."""
+    return Idle(Rule(tuple(_without_docstring(_tree(function).body))), refuse or {}, decays)
 
 
 def weave(

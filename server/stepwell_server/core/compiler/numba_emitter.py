@@ -29,6 +29,22 @@ _KERNEL = """def {name}(begins, ends, rows, table, {arrays}):
         {after}
 """
 
+# The same body over rows of a table. A row's arrays lie one after another from an address on; `offsets` says where, in
+# bytes, and at its end how much there is of it. Rows lie anywhere, so those to come are fetched ahead.
+_ROWS = """def {name}(addresses, others, places, table, offsets, width):
+    zero, one = table.dtype.type(0), table.dtype.type(1)
+    record = min(offsets[len(offsets) - 1], np.uint64(4096))
+    for piece in range(len(addresses)):
+        if piece + 8 < len(addresses):
+            fetch(addresses[piece + 8], record)
+        row = places[piece]
+        {numbers}
+        at = addresses[piece]
+        {arrays}
+        for i in range(width):
+            {body}
+"""
+
 # Kernels call it, and whoever compiles them compiles it with them: see `HELPERS`. A library's cube root takes twelve
 # times as long, since it keeps the loop from being vectorised. This one starts from the bits of x^(-1/3), which are
 # about -1/3 of those of x; each pass takes the error e in x y^3 = 1 - e to about e^4, by the series of (1 - e)^(-1/3);
@@ -67,7 +83,7 @@ _CBRT_PARTS = {
         "down": "-18",
     },
 }
-# What `emit` may write beside the kernels.
+# What `emit` and `emit_rows` may write beside the kernels.
 HELPERS = ("cbrt",)
 
 _COEFFICIENT = re.compile(r"_c\d+")
@@ -98,6 +114,52 @@ def emit(program: Program, dtype: str) -> str:
     if program.target == "param":
         parts.append(_update(program, "out_of_place", "out"))
     return "\n\n".join(parts)
+
+
+def emit_rows(program: Program, dtype: str) -> str:
+    """A module with `rows`, which makes rows of a table anew, and `rows_out`, which puts the new parameters elsewhere.
+
+    Both take (addresses, others, places, table, offsets, width): each row's address, and that of its gradient, or of
+    where the new parameters go; its row in the table of coefficients; the offsets, in bytes, of param and of each slot
+    from a row's address on, and what a row takes; the elements of each array. `rows_out` writes nothing else, and is
+    there for programs without a gradient.
+
+    Whoever compiles it provides `elements_at(address, count, like)` and `fetch(address, size)`.
+    """
+    parts = [_HEADER.format(name=f"{program.name} on rows")]
+    if any(_calls_cbrt(expression) for expression in program.last.expressions):
+        parts.append(Template(_CBRT).substitute(_CBRT_PARTS[dtype], real=dtype))
+    parts.append(_on_rows(program, "rows"))
+    if not program.inputs:
+        parts.append(_on_rows(program, "rows_out"))
+    return "\n\n".join(parts)
+
+
+def _on_rows(program: Program, name: str) -> str:
+    stage, outputs = program.last, dict(program.last.outputs)
+    if name == "rows_out":
+        outputs = {"out": outputs.get("param", ast.Name("param", ast.Load()))}
+    used = {part.id for value in stage.expressions for part in ast.walk(value) if isinstance(part, ast.Name)} | {
+        "param"
+    }
+    kept = [array for array in ("param", *program.slots) if array in used or array in outputs]
+    slots = {array: number for number, array in enumerate(("param", *program.slots))}
+    arrays = [f"array_{array} = elements_at(at + offsets[{slots[array]}], width, table)" for array in kept]
+    other = program.inputs[0] if program.inputs else "out"
+    arrays.append(f"array_{other} = elements_at(others[piece], width, table)")
+    # Loads stand in the order in which the dense kernel has them: on it depends which of two products is fused with
+    # their sum, and so the last bit.
+    loads = [f"v_{array} = array_{array}[i]" for array in program.arrays if array in used]
+    locals_ = [f"v_{local} = {_text(value)}" for local, value in stage.elements]
+    news = [f"new_{output} = {_text(value)}" for output, value in outputs.items()]
+    stores = [f"array_{output}[i] = new_{output}" for output in outputs]
+    numbers = [f"_c{index} = table[row, {index}]" for index in range(stage.coefficients)]
+    return _ROWS.format(
+        name=name,
+        numbers="\n        ".join(numbers) or "pass",
+        arrays="\n        ".join(arrays),
+        body="\n            ".join([*loads, *locals_, *news, *stores]) or "pass",
+    )
 
 
 def _update(program: Program, name: str, target: str) -> str:

@@ -12,16 +12,21 @@ The result is plain data: stages for the elements, a host function for each, and
 import ast
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stepwell_server.core.arguments import Value
 from stepwell_server.core.compiler.branches import BranchPicker, Known, Presence
 from stepwell_server.core.compiler.definition import GIVEN_NUMBERS, Definition, Rule
 from stepwell_server.core.compiler.grammar import Refused, check_body
+from stepwell_server.core.compiler.idle import extract, needed
 from stepwell_server.core.compiler.stages import Splitter, Stage, function
 from stepwell_server.core.errors import InvalidValue
 
@@ -87,6 +92,25 @@ class Program:
             raise self._refusal(step, values, "no finite number")
         return coefficients, advanced
 
+    def host_rows(self, count: int, values: Mapping[str, Any]) -> NDArray[np.float64]:
+        """The coefficients of a companion for so many rows at once, shape (count, coefficients).
+
+        values: hyperparameters, and by their names arrays of shape (count,). Raises InvalidValue as `host`.
+        """
+        arguments = [values[name] for name in self._arguments]
+        numbers_given = [math.nan for _ in GIVEN_NUMBERS]
+        try:
+            with np.errstate(all="ignore"):
+                coefficients, _ = self.last.host(0, *numbers_given, 0.0, *arguments)
+        except (ArithmeticError, ValueError, TypeError) as error:
+            raise self._refusal(0, values, str(error)) from error
+        table = np.empty((count, self.last.coefficients))
+        for column, each in enumerate(coefficients):
+            table[:, column] = each
+        if not np.isfinite(table).all():
+            raise self._refusal(0, {}, "no finite number")
+        return table
+
     def reference(
         self,
         param: Any,
@@ -146,6 +170,44 @@ def straighten(
 def point_program(definition: Definition, rule: Rule, values: Mapping[str, Value], prefix: str = "") -> Program:
     """The program of a point of an optimizer, or of a wrapper, whose names have a prefix; it makes param anew."""
     return _point(definition, rule, _static(definition, values, frozenset(), frozenset(), prefix), prefix)
+
+
+@dataclass(frozen=True)
+class IdleProgram:
+    """A companion, see `idle.py`: what missed steps make of a row.
+
+    program: makes param and slots anew; takes "last" and what the pairs give as hyperparameters, arrays by row.
+    pairs: how many pairs of numbers each step gives.
+    """
+
+    program: Program
+    pairs: int
+    _host: Callable[..., tuple[float, ...]]
+    _arguments: tuple[str, ...]
+
+    @property
+    def moves(self) -> bool:
+        """Whether missed steps change anything."""
+        return bool(self.program.last.outputs)
+
+    def numbers(self, step: int, values: Mapping[str, Value]) -> NDArray[np.float64]:
+        """The pairs of one step, shape (pairs, 2): each a factor and a rate. Raises InvalidValue."""
+        try:
+            found = self._host(step, *(values[name] for name in self._arguments))
+        except (ArithmeticError, ValueError, TypeError) as error:
+            raise self.program._refusal(step, values, str(error)) from error
+        numbers = np.array(found, np.float64).reshape(self.pairs, 2)
+        if not np.isfinite(numbers).all():
+            raise self.program._refusal(step, values, "no finite number")
+        return numbers
+
+
+def idle_program(definition: Definition, values: Mapping[str, Value], live: Iterable[str] = ()) -> IdleProgram:
+    """The program of an optimizer's companion, which it has."""
+    static = _static(definition, values, frozenset(live), frozenset())
+    known = dict(static)
+    decays = bool(known.get("weight_decay")) and bool(known.get("decoupled_weight_decay"))
+    return _idle(definition, static, decays)
 
 
 Static = tuple[tuple[str, Known], ...]
@@ -221,6 +283,36 @@ def _point(definition: Definition, rule: Rule, static: Static, prefix: str) -> P
     )
 
 
+@lru_cache(maxsize=256)
+def _idle(definition: Definition, static: Static, decays: bool) -> IdleProgram:
+    assert definition.idle is not None
+    statements, missed = extract(BranchPicker(dict(static)).run(definition.idle.rule.body), decays)
+    own = ["last", *missed.names]
+    check_body(statements, ["param", *definition.state, "step", *definition.arguments, *own])
+    returned = _returned(definition.name, statements, 1 + len(definition.state), ("param", *definition.state))
+    names = ("param", *definition.state)
+    used = _used(names, statements[:-1], returned)
+    numbers = [number for pair in missed.pairs for number in pair]
+    host: list[ast.stmt] = [*needed(statements[:-1], numbers), ast.Return(ast.Tuple(numbers, ast.Load()))]
+    program = _make(
+        f"{definition.name}_idle",
+        definition,
+        (),
+        {},
+        [*definition.arguments, *own],
+        _Straight(
+            needed(statements[:-1], returned),
+            {name: value for name, value in zip(names, returned, strict=True) if name in used},
+        ),
+    )
+    return IdleProgram(
+        program=program,
+        pairs=len(missed.pairs),
+        _host=function("missed", ["step", *definition.arguments], host),
+        _arguments=tuple(definition.arguments),
+    )
+
+
 def _make(
     name: str,
     definition: Definition,
@@ -251,7 +343,7 @@ def _make(
         {one: value for one, value in body.returned.items() if one not in declared},
         [body.returned[one] for one in scalars if one in body.returned],
     )
-    wide = len(stages) > 1 or any("_size" in stage.host_source for stage in stages)
+    wide = len(stages) > 1 or any(re.search(r"\b_size\b", stage.host_source) for stage in stages)
     reference = [*body.statements, ast.Return(ast.Tuple(list(body.returned.values()), ast.Load()))]
     return Program(
         name=name,

@@ -52,6 +52,24 @@ def gather(vector, packed, begin, packed_offsets, vector_offsets):
         low += 1
 
 
+def fold(target, source, begins, ends, kept, share):
+    """kept * target + share * source, from each begin to its end; 0 times anything is 0."""
+    zero = target.dtype.type(0)
+    for piece in range(len(begins)):
+        if kept == zero and share == zero:
+            for i in range(begins[piece], ends[piece]):
+                target[i] = zero
+        elif share == zero:
+            for i in range(begins[piece], ends[piece]):
+                target[i] = kept * target[i]
+        elif kept == zero:
+            for i in range(begins[piece], ends[piece]):
+                target[i] = share * source[i]
+        else:
+            for i in range(begins[piece], ends[piece]):
+                target[i] = kept * target[i] + share * source[i]
+
+
 def place_bfloat16(words, halves, begin, packed_offsets, vector_offsets):
     """As `place`, for bfloat16 that becomes float32: `words` and `halves` are the bits, offsets are in words."""
     end = begin + len(halves)

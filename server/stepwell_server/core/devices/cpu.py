@@ -8,27 +8,33 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numba
 import numpy as np
-from numba.extending import register_jitable
+from llvmlite import ir
+from numba import carray  # type: ignore[attr-defined]  # numba's stubs lack it
+from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 
-from stepwell_server.core.compiler.numba_emitter import HELPERS, emit
+from stepwell_server.core.compiler.numba_emitter import HELPERS, emit, emit_rows
 from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.devices import copies
 from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Bytes, HostMemory, Offsets, Vector
 from stepwell_server.core.devices.shared import SharedVectors
 from stepwell_server.core.layout import BFLOAT16
 from stepwell_server.core.pieces import REDUCTION_ELEMENTS, Pieces, add_up, whole
+
+# Addresses of memory; unsigned, as indices are.
+Addresses = NDArray[np.uint64]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -106,6 +112,91 @@ def _spelled(pieces: Pieces) -> tuple[NDArray[np.uint64], ...]:
     return pieces.begins.view(np.uint64), pieces.ends.view(np.uint64), pieces.rows.view(np.uint64)
 
 
+class RowKernel:
+    """A program compiled for rows of tables; see `emit_rows`."""
+
+    def __init__(self, device: "CpuDevice", program: Program, dtype: np.dtype[Any], module: ModuleType) -> None:
+        self._device = device
+        _provide(module, HELPERS)
+        addresses = numba.uint64[::1]
+        signature = numba.void(
+            addresses, addresses, numba.uint64[::1], numba.from_dtype(dtype)[:, ::1], addresses, numba.uint64
+        )
+        names = ["rows"] if program.inputs else ["rows", "rows_out"]
+        self._functions = {name: device.compile_function(getattr(module, name), signature) for name in names}
+
+    def update(
+        self,
+        addresses: Addresses,
+        others: Addresses,
+        places: Addresses,
+        table: NDArray[Any],
+        offsets: Addresses,
+        width: int,
+        out: bool = False,
+    ) -> None:
+        """Make rows anew, on all threads; no row stands twice. out: put the new parameters into `others` alone."""
+        function = self._functions["rows_out" if out else "rows"]
+        size = np.uint64(width)
+
+        def work(first: int, last: int) -> None:
+            rows = slice(first, last)
+            function(addresses[rows], others[rows], places[rows], table, offsets, size)
+
+        self._device.spread_rows(len(addresses), width * (len(offsets) - 1), work)
+
+
+@intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
+
+    return numba.types.voidptr(numba.types.uint64), generate
+
+
+@intrinsic
+def _fetch_line(context: Any, address: Any) -> Any:
+    """Tell the processor that it will need a cache line."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(fetch, [pointer, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(numba.types.uint64), generate
+
+
+@register_jitable
+def _fetch(address: Any, size: Any) -> None:
+    # The processor goes on by itself from a line of each row; asking it for every line only keeps it busy.
+    for line in range(0, size, 256):
+        _fetch_line(address + np.uint64(line))  # type: ignore[call-arg]  # the context is the compiler's
+
+
+@register_jitable
+def _elements_at(address: Any, count: Any, like: Any) -> Any:
+    pointer: Any = _pointer(address)  # type: ignore[call-arg]  # likewise
+    return carray(pointer, (count,), like.dtype)
+
+
+# Part of the identity of kept machine code: it goes up when one of the four functions above changes.
+_PROVIDED = "provided 1"
+
+
+def _provide(module: ModuleType, helpers: Sequence[str]) -> None:
+    """Give a module what loops over addresses call, and let its helpers be compiled with whoever calls them."""
+    for name, helper in (("elements_at", _elements_at), ("fetch", _fetch)):
+        setattr(module, name, helper)
+    for name in helpers:
+        if hasattr(module, name):
+            setattr(module, name, register_jitable(getattr(module, name)))
+
+
 class CpuDevice(HostMemory):
     """Memory and kernels on the host.
 
@@ -122,6 +213,8 @@ class CpuDevice(HostMemory):
         self._threads = threads
         self._kernel_directory = kernel_directory
         self._kernels: dict[tuple[Program, str], Kernel] = {}
+        self._row_kernels: dict[tuple[Program, str], RowKernel] = {}
+        self._loops: dict[tuple[str, str], SimpleNamespace] = {}
         self.shared = SharedVectors() if SharedVectors.available() else None
         self._compile_copies()
 
@@ -140,6 +233,48 @@ class CpuDevice(HostMemory):
         if key not in self._kernels:
             self._kernels[key] = Kernel(self, program, dtype, self._module(emit(program, dtype.name), program.name))
         return self._kernels[key]
+
+    def compile_rows(self, program: Program, dtype: np.dtype[Any]) -> RowKernel:
+        """The program's kernel for rows of tables, likewise."""
+        key = (program, dtype.str)
+        if key not in self._row_kernels:
+            module = self._module(emit_rows(program, dtype.name), f"{program.name}_rows", _PROVIDED)
+            self._row_kernels[key] = RowKernel(self, program, dtype, module)
+        return self._row_kernels[key]
+
+    def compile_loops(self, *modules: ModuleType, dtype: np.dtype[Any] | None = None) -> SimpleNamespace:
+        """The compiled functions of the last module; those before it define what it imports from them.
+
+        It has SIGNATURES, Numba's by the name of each function, in which {real} is the dtype, and HELPERS, the names
+        of functions that they call.
+        They may call `elements_at(address, count, like)`, the elements of the type of `like` from an address on, and
+        `fetch(address, size)`, which brings so many bytes into the cache.
+        """
+        last, real = modules[-1], "" if dtype is None else dtype.name
+        key = (last.__name__, real)
+        if key not in self._loops:
+            source = "\n\n".join(inspect.getsource(module) for module in modules)
+            # What they import from each other is there already, and must see what is provided.
+            source = re.sub(
+                rf"^from ({'|'.join(module.__name__ for module in modules)}) import .*\n",
+                "",
+                source,
+                flags=re.MULTILINE,
+            )
+            module = self._module(source, last.__name__.rpartition(".")[2], _PROVIDED)
+            _provide(module, module.HELPERS)
+            compiled = {}
+            for name, signatures in module.SIGNATURES.items():
+                spelled = [signature.replace("{real}", real) for signature in signatures]
+                compiled[name] = self.compile_function(getattr(module, name), *spelled)
+            self._loops[key] = SimpleNamespace(**compiled)
+        return self._loops[key]
+
+    def spread_rows(self, count: int, elements: int, work: Callable[[int, int], None]) -> None:
+        """Run `work` over (first, after the last) of so many rows of so many elements on all threads."""
+        shares = min(self._threads, max(1, count), max(1, count * elements // _SHARE_ELEMENTS_MIN))
+        cuts = [count * number // shares for number in range(shares + 1)]
+        self._together([partial(work, first, last) for first, last in pairwise(cuts)])
 
     def spread(self, pieces: Pieces, work: Callable[[Pieces], None]) -> None:
         """Run `work` over shares of the pieces on all threads; cuts lie on whole cache lines."""
@@ -239,15 +374,33 @@ class CpuDevice(HostMemory):
     def fill(self, vector: Vector, value: float) -> None:
         vector.fill(value)
 
+    def fold(self, target: Vector, source: Vector, begins: Offsets, ends: Offsets, kept: float, share: float) -> None:
+        """Make elements of the target kept * target + share * source, on all threads."""
+        number = target.dtype.type
+        pieces = Pieces(begins, ends, np.zeros(len(begins), np.int64))
+        if pieces.elements:
+            self.spread(
+                pieces,
+                lambda part: self._fold(
+                    target,
+                    source,
+                    part.begins.view(np.uint64),
+                    part.ends.view(np.uint64),
+                    number(kept),
+                    number(share),
+                ),
+            )
+
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _module(self, source: str, name: str) -> ModuleType:
+    def _module(self, source: str, name: str, beside: str = "") -> ModuleType:
+        """A module from its source. beside: what else its machine code depends on."""
         # Machine code depends on the compiler and its options as much as on the source. Sets print in another order in
         # every process.
         options = sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in _OPTIONS.items())
-        identity = f"{source}\n{options}\n{numba.__version__}"
+        identity = f"{source}\n{options}\n{numba.__version__}{beside}"
         key = f"{name}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         if self._kernel_directory is None:
             module = ModuleType(key)
@@ -296,6 +449,14 @@ class CpuDevice(HostMemory):
         )
         self._gather_bfloat16 = self.compile_function(
             module.gather_bfloat16, numba.void(words, numba.uint16[::1], numba.int64, offsets, offsets)
+        )
+        spans = numba.uint64[::1]
+        self._fold = self.compile_function(
+            module.fold,
+            *(
+                numba.void(number[::1], number[::1], spans, spans, number, number)
+                for number in (numba.float32, numba.float64)
+            ),
         )
         self._finite = self.compile_function(module.finite, *(numba.boolean(array, word) for array, word in integers))
         self._finite_pieces = self.compile_function(

@@ -125,6 +125,12 @@ class Device(Access, Protocol):
     def fill(self, vector: Vector, value: float) -> None:
         """Set every element."""
 
+    def fold(self, target: Vector, source: Vector, begins: Offsets, ends: Offsets, kept: float, share: float) -> None:
+        """Make the target's elements, from each begin to its end, kept * target + share * source.
+
+        With a factor of 0 what it stands before does not count, not even a NaN.
+        """
+
     def close(self) -> None:
         """End the device's threads; it cannot be used any more."""
 

@@ -3,8 +3,25 @@
 from typing import Any
 
 from stepwell_server.core.arguments import REQUIRED
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
 from stepwell_server.core.compiler.functions import maximum, sqrt
+from stepwell_server.core.compiler.idle import idle_product, idle_sum
+
+
+def _adagrad_idle(
+    param: Any,
+    sum: Any,  # noqa: A002  # PyTorch's name of the slot
+    momentum_buffer: Any,
+    *,
+    step: int,
+    lr: float,
+    lr_decay: float,
+    momentum: float,
+) -> Any:
+    if not momentum:
+        return param, sum, momentum_buffer
+    travelled = idle_sum(lr / (1 + (step - 1) * lr_decay) * momentum, momentum)
+    return param - travelled * momentum_buffer, sum, idle_product(momentum) * momentum_buffer
 
 
 @optimizer(
@@ -17,6 +34,7 @@ from stepwell_server.core.compiler.functions import maximum, sqrt
         "lecture": {"eps": 0.0, "eps_root": 1e-8},
     },
     init={"sum": "initial_accumulator_value"},
+    idle=when_idle(_adagrad_idle),
 )
 def adagrad(
     param: Any,
@@ -45,6 +63,31 @@ def adagrad(
     return param - lr / (1 + (step - 1) * lr_decay) * update, sum, momentum_buffer
 
 
+def _rmsprop_idle(
+    param: Any,
+    square_avg: Any,
+    grad_avg: Any,
+    momentum_buffer: Any,
+    *,
+    lr: float,
+    alpha: float,
+    momentum: float,
+    centered: bool,
+    nesterov: bool,
+    lr_in_momentum: bool,
+) -> Any:
+    """The means decay, and what the buffer still holds goes on."""
+    square_avg = idle_product(alpha) * square_avg
+    if centered:
+        grad_avg = idle_product(alpha) * grad_avg
+    if not momentum:
+        return param, square_avg, grad_avg, momentum_buffer
+    rate = momentum if lr_in_momentum else lr * momentum
+    rate = rate * momentum if nesterov else rate
+    param = param - idle_sum(rate, momentum) * momentum_buffer
+    return param, square_avg, grad_avg, idle_product(momentum) * momentum_buffer
+
+
 @optimizer(
     reference="Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, https://arxiv.org/abs/1308.0850",
     matches="torch.optim.RMSprop",
@@ -60,6 +103,7 @@ def adagrad(
             v["nesterov"] and not v["momentum"]
         )
     },
+    idle=when_idle(_rmsprop_idle),
 )
 def rmsprop(
     param: Any,
@@ -102,6 +146,10 @@ def rmsprop(
     return param - (change if lr_in_momentum else lr * change), square_avg, grad_avg, momentum_buffer
 
 
+def _adadelta_idle(param: Any, square_avg: Any, acc_delta: Any, *, rho: float) -> Any:
+    return param, idle_product(rho) * square_avg, idle_product(rho) * acc_delta
+
+
 @optimizer(
     reference="Zeiler 2012, Algorithm 1, https://arxiv.org/abs/1212.5701",
     matches="torch.optim.Adadelta",
@@ -111,6 +159,7 @@ def rmsprop(
         "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7},
         "lecture": {},
     },
+    idle=when_idle(_adadelta_idle),
 )
 def adadelta(
     param: Any,
@@ -133,10 +182,15 @@ def adadelta(
     return param - lr * delta, square_avg, acc_delta
 
 
+def _ratio_idle(param: Any, square_avg: Any, *, rho: float) -> Any:
+    return param, idle_product(rho) * square_avg
+
+
 @optimizer(
     reference="the lecture notes' section on schedules; a misprint of AdaDelta, kept under its own name",
     flavors={"lecture": {}},
     decay=False,
+    idle=when_idle(_ratio_idle),
 )
 def adadelta_ratio(param: Any, grad: Any, square_avg: Any, *, step: int, rho: float = 0.9, eps: float = 1e-6) -> Any:
     """AdaDelta as misprinted: the numerator holds the old mean of squared gradients instead of squared steps.

@@ -106,4 +106,6 @@ sparse_adam = adam.variant(
         "weight_decay",
         "decoupled_weight_decay",
     ],
+    # PyTorch counts the steps of the whole tensor, also those without any row.
+    table_step=True,
 )

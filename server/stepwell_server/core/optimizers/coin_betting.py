@@ -3,8 +3,12 @@
 from typing import Any
 
 from stepwell_server.core.arguments import NON_NEGATIVE, POSITIVE
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
 from stepwell_server.core.compiler.functions import maximum
+
+
+def _still(param: Any, x0: Any, grad_max: Any, grad_abs_sum: Any, grad_sum: Any, reward: Any) -> Any:
+    return param, x0, grad_max, grad_abs_sum, grad_sum, reward
 
 
 @optimizer(
@@ -15,6 +19,7 @@ from stepwell_server.core.compiler.functions import maximum
     # grad_max divides, and is eps where no gradient has come yet.
     ranges={"alpha": NON_NEGATIVE, "eps": POSITIVE},
     refuse={"decoupled_weight_decay does not reach the sums; leave it false": lambda v: v["decoupled_weight_decay"]},
+    idle=when_idle(_still),
 )
 def cocob(
     param: Any,

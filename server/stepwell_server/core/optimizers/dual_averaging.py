@@ -3,8 +3,30 @@
 from typing import Any
 
 from stepwell_server.core.arguments import DECAY_RATE, NON_NEGATIVE, POSITIVE, REQUIRED, Range
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
 from stepwell_server.core.compiler.functions import cbrt, maximum, minimum, sqrt, where
+from stepwell_server.core.compiler.idle import idle_product
+
+
+def _ftrl_idle(
+    param: Any,
+    accumulator: Any,
+    linear: Any,
+    *,
+    last: int,
+    lr: float,
+    lr_power: float,
+    l1: float,
+    l2: float,
+    beta: float,
+) -> Any:
+    """Sums stay as they are, and the parameters follow a change of lr; a row without any gradient so far stays."""
+    root = sqrt(accumulator) if lr_power == -0.5 else accumulator**-lr_power
+    curvature = root * (1 / lr) + (2 * l2 + beta / lr)
+    within = minimum(maximum(linear, -l1), l1)
+    found = where(curvature > 0, (within - linear) / where(curvature > 0, curvature, 1.0), param)
+    touched = where(last > 0, 1.0, 0.0)
+    return where(touched > 0, found, param), accumulator, linear
 
 
 @optimizer(
@@ -24,6 +46,11 @@ from stepwell_server.core.compiler.functions import cbrt, maximum, minimum, sqrt
         "lr_power": Range(maximum=0.0),
     },
     static=["lr_power"],
+    idle=when_idle(
+        _ftrl_idle,
+        refuse={"l2_shrinkage draws idle rows along; leave it at 0": lambda v: v["l2_shrinkage"]},
+        decays=False,
+    ),
 )
 def ftrl(
     param: Any,
@@ -57,12 +84,19 @@ def ftrl(
     return param, accumulator, linear
 
 
+def _madgrad_idle(param: Any, grad_sum_sq: Any, grad_sum: Any, x0: Any, *, momentum: float, eps: float) -> Any:
+    """The sums stay, so the point to approach stays, too."""
+    z = x0 - grad_sum / (cbrt(grad_sum_sq) + eps)
+    return z + idle_product(momentum) * (param - z), grad_sum_sq, grad_sum, x0
+
+
 @optimizer(
     reference="Defazio & Jelassi 2022, Algorithm 1, https://arxiv.org/abs/2101.11075",
     matches="optax.contrib.madgrad",
     flavors={"optax": {}},
     init={"x0": "param"},
     ranges={"momentum": DECAY_RATE},
+    idle=when_idle(_madgrad_idle, decays=False),
 )
 def madgrad(
     param: Any,

@@ -3,8 +3,14 @@
 from typing import Any
 
 from stepwell_server.core.arguments import NON_NEGATIVE
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
 from stepwell_server.core.compiler.functions import sqrt
+from stepwell_server.core.compiler.idle import idle_product, idle_sum
+
+
+def _idle(param: Any, prev_grad: Any, *, lr: float, beta: float) -> Any:
+    """The first step takes the change to zero, the others see none."""
+    return param + idle_sum(lr * beta, 0.0) * prev_grad, idle_product(0.0) * prev_grad
 
 
 @optimizer(
@@ -12,6 +18,7 @@ from stepwell_server.core.compiler.functions import sqrt
     matches="optax.optimistic_gradient_descent",
     flavors={"optax": {}},
     ranges={"alpha": NON_NEGATIVE, "beta": NON_NEGATIVE},
+    idle=when_idle(_idle),
 )
 def optimistic_gradient_descent(
     param: Any, grad: Any, prev_grad: Any, *, step: int, lr: float, alpha: float = 1.0, beta: float = 1.0

@@ -3,7 +3,19 @@
 from typing import Any
 
 from stepwell_server.core.arguments import REQUIRED, Argument, Kind
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
+from stepwell_server.core.compiler.idle import idle_product, idle_sum
+
+
+def _coast(
+    param: Any, momentum_buffer: Any, *, lr: float, momentum: float, nesterov: bool, lr_in_momentum: bool
+) -> Any:
+    """Without a gradient the buffer decays, and the parameter goes on by what is left of it at each step."""
+    if not momentum:
+        return param, momentum_buffer
+    rate = momentum if lr_in_momentum else lr * momentum
+    rate = rate * momentum if nesterov else rate
+    return param - idle_sum(rate, momentum) * momentum_buffer, idle_product(momentum) * momentum_buffer
 
 
 @optimizer(
@@ -15,6 +27,7 @@ from stepwell_server.core.compiler.definition import optimizer
             v["nesterov"] and (v["momentum"] == 0 or v["dampening"] != 0)
         )
     },
+    idle=when_idle(_coast),
 )
 def sgd(
     param: Any,

@@ -3,8 +3,13 @@
 from typing import Any
 
 from stepwell_server.core.arguments import DECAY_RATE, NON_NEGATIVE, REQUIRED, Range
-from stepwell_server.core.compiler.definition import optimizer
+from stepwell_server.core.compiler.definition import optimizer, when_idle
 from stepwell_server.core.compiler.functions import maximum, minimum, sign, where
+from stepwell_server.core.compiler.idle import idle_product, idle_sum
+
+
+def _still(param: Any, exp_avg: Any) -> Any:
+    return param, exp_avg
 
 
 @optimizer(
@@ -28,7 +33,18 @@ sign_sgd = signum.variant(
     matches="optax.sign_sgd",
     flavors={"optax": {}},
     fixed={"momentum": 0.0},
+    idle=when_idle(_still),
 )
+
+
+def _rprop_idle(
+    param: Any, prev: Any, step_size: Any, *, last: int, lr: float, step_size_min: float, step_size_max: float
+) -> Any:
+    """A zero gradient makes the next one count as the first. What the sizes start from is the first step's lr."""
+    first = where(last == 0, idle_sum(lr, 0.0), 0.0)
+    kept = idle_product(0.0)
+    sizes = minimum(maximum(step_size + first, step_size_min), step_size_max)
+    return param, kept * prev, kept * step_size + (1 - kept) * sizes
 
 
 @optimizer(
@@ -71,6 +87,7 @@ def lion(
         )
     },
     decay=False,
+    idle=when_idle(_rprop_idle),
 )
 def rprop(
     param: Any,

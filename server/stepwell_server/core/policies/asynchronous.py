@@ -1,41 +1,56 @@
 """async: each update becomes a commit as it arrives."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from stepwell_server.core.arguments import Argument, Kind, Range
-from stepwell_server.core.policies.policy import Commit, Contribution, Decision, Policy, Refuse, register, table
+from stepwell_server.core.policies.decisions import Contribution, Refuse
+from stepwell_server.core.policies.policy import Policy, register, table
 
-# Of an update that is s versions stale, s of 1 or more.
-DAMPINGS = ("none", "inverse", "inverse_root")
+# Of an update that is s versions stale: what 1 / (1 + s) is raised to.
+DAMPINGS = {"none": 0.0, "inverse": 1.0, "inverse_root": 0.5}
+STALENESS_MAX = 1e9
+DELAY_COMPENSATION_MAX = 1e6
 
 
 @register
 class Asynchronous(Policy):
-    """Nobody waits. What is staler than `staleness_max` is refused; `damping` lowers the rate of what is stale.
+    """Nobody waits for others. What is staler than `staleness_max` is refused.
 
-    damping "inverse": by 1 / (1 + staleness), as in Zhang et al. 2016, https://arxiv.org/abs/1511.05950, with the 1 so
-    that a fresh update keeps its rate; "inverse_root": by its root.
+    damping: "inverse" lowers the learning rate of what is stale by 1 / (1 + staleness), as in Zhang et al. 2016,
+    https://arxiv.org/abs/1511.05950, with the 1 so that a fresh update keeps its rate; "inverse_root" by its root.
+
+    delay_compensation: the λ of DC-ASGD, Zheng et al. 2017, https://arxiv.org/abs/1609.08326, equation 10: a gradient g
+    that was taken at w' becomes g + λ g ⊙ g ⊙ (w - w'). 0 leaves it as it is.
     """
 
     name = "async"
     arguments: ClassVar[Mapping[str, Argument]] = table(
-        Argument("staleness_max", Kind.INTEGER, None, optional=True, range=Range(0)),
-        Argument("damping", Kind.TEXT, "none", choices=DAMPINGS),
+        Argument("staleness_max", Kind.INTEGER, None, optional=True, range=Range(0, STALENESS_MAX)),
+        Argument("damping", Kind.TEXT, "none", choices=tuple(DAMPINGS)),
+        Argument("delay_compensation", Kind.NUMBER, 0.0, range=Range(0, DELAY_COMPENSATION_MAX)),
     )
 
-    def staged(self, contribution: Contribution) -> list[Decision]:
-        staleness = self.staleness(contribution)
-        bound = self.values["staleness_max"]
-        if isinstance(bound, float) and staleness > bound:
-            return [Refuse(contribution, staleness, int(bound))]
-        power = {"none": 0.0, "inverse": 1.0, "inverse_root": 0.5}[str(self.values["damping"])]
-        return [Commit((contribution,), (1.0 + staleness) ** -power)]
-
-    def ended(self, commit: Commit, version: int) -> list[Decision]:
-        self.version = version
-        return []
+    @property
+    def delay_compensation(self) -> float:
+        return float(self.values["delay_compensation"])  # type: ignore[arg-type]
 
     @property
-    def waiting(self) -> list[Contribution]:
-        return []
+    def damps(self) -> bool:
+        return self.values["damping"] != "none"
+
+    @property
+    def needs_base(self) -> bool:
+        return self.delay_compensation > 0
+
+    def _together(self) -> list[Contribution]:
+        """First come, first served."""
+        return [next(iter(self._waiting.values()))] if self._waiting else []
+
+    def _refusal(self, contribution: Contribution) -> Refuse | None:
+        staleness, bound = self.staleness(contribution), self._optional_integer("staleness_max")
+        return None if bound is None or staleness <= bound else Refuse(contribution, staleness, bound)
+
+    def _damping(self, contributions: Iterable[Contribution]) -> float:
+        (contribution,) = contributions
+        return float((1 + self.staleness(contribution)) ** -DAMPINGS[str(self.values["damping"])])

@@ -1,68 +1,106 @@
-"""sync: one round a version; the gradients of all live workers become one commit."""
+"""sync: one round a commit; the gradients of all live workers become one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from stepwell_server.core.arguments import Argument, Kind, Range, Value
-from stepwell_server.core.policies.policy import Commit, Contribution, Decision, Drop, Policy, register, table
+from stepwell_server.core.policies.decisions import Commit, Contribution, Drop
+from stepwell_server.core.policies.policy import COUNT_MAX, WORKERS_MAX, Policy, check_order, register, table
 
 
 @register
 class Synchronous(Policy):
-    """A round ends when every live worker has contributed, or `quorum` of them have, and at least `workers_min`.
+    """A round ends when every live worker has contributed, or `quorum` updates are there.
 
     Folded in the order of the workers' names, so that the same contributions give the same bits in whatever order they
     came; `deterministic` false folds them as they came. What was taken at an older version than the round's is late:
-    it is dropped, or with `late` "fold" counts as the worker's contribution to the present round.
+    it is dropped, or with `late` "fold" counts as the worker's contribution to the present round. Rounds that are
+    accumulated make no version, so what comes late for one of them counts in the next.
+
+    local_steps: after how many steps of its own a worker sends; what it sends then is the difference of parameters.
     """
 
     name = "sync"
     arguments: ClassVar[Mapping[str, Argument]] = table(
-        Argument("quorum", Kind.INTEGER, None, optional=True, range=Range(1)),
-        Argument("workers_min", Kind.INTEGER, 1.0, range=Range(1)),
+        Argument("quorum", Kind.INTEGER, None, optional=True, range=Range(1, WORKERS_MAX)),
         Argument("late", Kind.TEXT, "drop", choices=("drop", "fold")),
         Argument("deterministic", Kind.FLAG, True),
+        Argument("local_steps", Kind.INTEGER, 1.0, range=Range(1, COUNT_MAX)),
     )
+    has_rounds = True
+    # The workers' names in order, made anew when somebody joins or leaves.
+    _names: list[str] | None = None
 
-    def __init__(self, values: Mapping[str, Value], version: int = 0, workers: Iterable[str] = ()) -> None:
-        super().__init__(values, version, workers)
-        self._round: dict[str, Contribution] = {}
-        self._committing: Commit | None = None
-
-    def left(self, worker: str) -> list[Decision]:
-        super().left(worker)
-        self._round.pop(worker, None)
-        return self._close()
-
-    def staged(self, contribution: Contribution) -> list[Decision]:
-        self._round[contribution.worker] = contribution
-        return self._close()
-
-    def ended(self, commit: Commit, version: int) -> list[Decision]:
-        self._committing = None
-        self.version = version
-        return self._close()
+    @classmethod
+    def check(cls, values: Mapping[str, Value]) -> None:
+        super().check(values)
+        check_order(cls.name, values, "quorum", "workers_max")
 
     @property
-    def waiting(self) -> list[Contribution]:
-        return list(self._round.values())
+    def local_steps(self) -> int:
+        return self._integer("local_steps")
 
-    def _close(self) -> list[Decision]:
-        """End the round if it is whole. While one is being committed, what comes belongs to the next."""
-        if self._committing is not None:
-            return []
-        late: list[Decision] = []
-        if self.values["late"] == "drop":
-            late = [Drop(each) for each in self._round.values() if each.base_version < self.version]
-            self._round = {name: each for name, each in self._round.items() if each.base_version >= self.version}
-        live = len(self.workers)
-        quorum, fewest = self.values["quorum"], int(self.values["workers_min"])  # type: ignore[arg-type]
-        needed = min(live, int(quorum)) if isinstance(quorum, float) else live
-        if not self._round or live < fewest or len(self._round) < needed:
-            return late
-        together = list(self._round.values())
-        if self.values["deterministic"]:
-            together.sort(key=lambda each: each.worker)
-        self._round = {}
-        self._committing = Commit(tuple(together))
-        return [*late, self._committing]
+    def position(self, worker: str) -> int:
+        """Where the order is fixed, how many before it in order have not contributed to the open round.
+
+        One that has contributed is for the next round, and waits for this one.
+        """
+        if not self.values["deterministic"]:
+            return 0
+        missing = (name not in self._waiting and name not in self.early for name in self.workers if name < worker)
+        return sum(missing) + (worker in self.early)
+
+    def _together(self) -> list[Contribution]:
+        return self._in_order() if self._is_time() else []
+
+    def _is_time(self) -> bool:
+        # Most events find it far from time: no look at each worker then.
+        quorum, live = self._optional_integer("quorum"), len(self.workers)
+        if len(self.early) + len(self._waiting) < min(live, quorum or live):
+            return False
+        return self._whole([*self.early, *(each.worker for each in self._of_this_round())])
+
+    def _stands(self, commit: Commit) -> bool:
+        return self._whole([each.worker for each in commit.contributions])
+
+    def _whole(self, contributors: list[str]) -> bool:
+        """Whether a round with one contribution of each of these is whole; some of them may not be live any more."""
+        quorum = self._optional_integer("quorum")
+        if quorum is not None and len(contributors) >= quorum:
+            return True
+        return bool(contributors) and sum(name in self.workers for name in contributors) >= len(self.workers)
+
+    def _of_this_round(self) -> list[Contribution]:
+        """A worker that has come back, and has something in the round from before, contributes to the next."""
+        return [each for each in self._waiting.values() if each.worker not in self.early]
+
+    def _in_order(self) -> list[Contribution]:
+        found = self._of_this_round()
+        return sorted(found, key=lambda each: each.worker) if self.values["deterministic"] else found
+
+    def _first(self) -> list[Contribution]:
+        """Those that nobody missing comes before."""
+        if not self.values["deterministic"]:
+            return self._of_this_round()
+        if self._names is None:
+            self._names = sorted(self.workers)
+        first = []
+        for name in self._names:
+            if name in self.early:
+                continue
+            if name not in self._waiting:
+                break
+            first.append(self._waiting[name])
+        return first
+
+    def _refusal(self, contribution: Contribution) -> Drop | None:
+        late = self.values["late"] == "drop" and self.staleness(contribution) > 0
+        return Drop(contribution) if late else None
+
+    def _enter(self, worker: str) -> None:
+        super()._enter(worker)
+        self._names = None
+
+    def _exit(self, worker: str) -> None:
+        super()._exit(worker)
+        self._names = None

@@ -1,0 +1,78 @@
+"""What all runs of a server share: memory and those who wait for it, turns, and the threads that work."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from stepwell.wire import RANGE_BYTES
+from stepwell_server.core.memory import Memory, Size, Vector
+from stepwell_server.service.turns import Turns
+
+R = TypeVar("R")
+
+# Copies of up to one message are made on the loop: handing each to a thread and back cost a fifth of a whole step.
+INLINE_BYTES_MAX = RANGE_BYTES
+
+
+class Machine:
+    """What all runs of a server share: the memory, those who wait for it, turns, and the worker threads."""
+
+    def __init__(self, memory: Memory, threads: ThreadPoolExecutor, turns: Turns) -> None:
+        self.memory = memory
+        self.turns = turns
+        self._threads = threads
+        self._turns: list[asyncio.Future[None]] = []
+        # Set when memory is free; None while nobody waits for it.
+        self._freed: asyncio.Event | None = None
+        memory.on_free = self._wake
+        # What the states of all runs take, beside which everything else must fit.
+        self.state_bytes: Callable[[], int] = lambda: 0
+
+    async def run(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do blocking work on a thread. A cancelled caller gets away only when the work is done.
+
+        A thread cannot be stopped, and what it works on must not be freed under it.
+        """
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            while not done.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+            raise
+
+    async def run_sized(self, size_bytes: int, work: Callable[..., R], *arguments: Any) -> R:
+        """Do work on a thread, or here if it is small."""
+        return work(*arguments) if size_bytes <= INLINE_BYTES_MAX else await self.run(work, *arguments)
+
+    async def allocate(self, sizes: Sequence[Size], purpose: str) -> list[Vector]:
+        """Vectors for a staged update, first come first served; waits without a thread while there is no memory.
+
+        Raises MemoryExhausted if they could not be had even with nothing else in the way but the states of the runs.
+        """
+        if not self._turns and (vectors := self.memory.try_allocate(sizes)) is not None:
+            return vectors
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        try:
+            while True:
+                self.memory.check_fits(sizes, purpose, self.state_bytes())
+                if self._turns[0] is turn and (vectors := self.memory.try_allocate(sizes)) is not None:
+                    return vectors
+                await self.changed()
+        finally:
+            self._turns.remove(turn)
+            self._wake()
+
+    async def changed(self) -> None:
+        """Wait until memory was freed or a reader let go."""
+        self._freed = self._freed or asyncio.Event()
+        await self._freed.wait()
+
+    def _wake(self) -> None:
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
