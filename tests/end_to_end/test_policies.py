@@ -357,6 +357,24 @@ def test_a_nonfinite_update_fails_alone(crew: Crew, name: str) -> None:
     np.testing.assert_array_equal(good.result(WAIT_SECONDS)["b"], -3.0)
 
 
+def test_a_mean_is_large_where_a_sum_would_overflow(crew: Crew, name: str) -> None:
+    runs = [
+        crew.join(name, worker, policy="sync", parameters=zeros("float32"), hyperparameters={"lr": 1.0})
+        for worker in ("a", "b")
+    ]
+    large = filled(3e38, "float32")
+    steps = [crew.begin(run.step, large, samples=4) for run in runs]
+    for step in steps:
+        np.testing.assert_allclose(step.result(WAIT_SECONDS)["b"], -3e38, rtol=1e-6)
+    policy = {"name": "async", "accumulate": 2}
+    run = crew.join(f"{name}-2", "a", policy=policy, parameters=zeros("float32"))
+    with pytest.raises(stepwell.NonfiniteGradient, match="beyond what float32 holds"):
+        run.push(large, samples=4)
+    run.push(filled(1.0, "float32"))
+    run.push(filled(3.0, "float32"))
+    assert run.version == 1
+
+
 def test_a_missing_gradient_counts_as_zeros(crew: Crew, name: str) -> None:
     runs = crew.crew(name, 2, policy="sync", hyperparameters={"lr": 1.0})
     steps = [

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.devices.device import Device, Vector
-from stepwell_server.core.errors import InvalidValue
+from stepwell_server.core.errors import InvalidValue, NonfiniteGradient
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.update import Staging, UpdateHeader
 
@@ -107,9 +107,11 @@ def combine(
     """Make the first staged update the average of all, and of what the accumulator holds; returns what that is.
 
     scales: what each one's loss was multiplied by. accumulator: by group, left as it is; empty where it holds nothing.
+    Raises NonfiniteGradient where finite gradients have a sum that is not.
     """
     whole = accumulated.add([staging.header for staging in stagings])
     _sum(device, stagings, scales, accumulator, 1.0 / whole.weight)
+    _check_finite(device, stagings)
     return whole
 
 
@@ -120,8 +122,12 @@ def fold(
     accumulator: Mapping[int, Vector],
     accumulated: Accumulated,
 ) -> Accumulated:
-    """Add staged updates to the accumulator; returns what it then holds. The first one's vectors are used up."""
+    """Add staged updates to the accumulator; returns what it then holds. The first one's vectors are used up.
+
+    Raises as `combine`; the accumulator is then as it was.
+    """
     _sum(device, stagings, scales, {}, 1.0)
+    _check_finite(device, stagings)
     for (group, _), transfer in stagings[0].transfers.items():
         layout, target = transfer.layout.state, accumulator[group]
         device.fold(target, transfer.vector, *_pieces(layout, None), 1.0 if accumulated.weight else 0.0, 1.0)
@@ -155,6 +161,20 @@ def _sum(
         for source, present, share in sources:
             device.fold(target, source, *_pieces(layout, present), kept, share)
             kept = 1.0
+
+
+def _check_finite(device: Device, stagings: Sequence[Staging]) -> None:
+    first = stagings[0]
+    for transfer in first.transfers.values():
+        # What lies on a device is seen by its kernels alone.
+        if not first.checks_finite or not isinstance(transfer.vector, np.ndarray):
+            continue
+        layout = transfer.layout.state
+        if not device.finite_pieces(transfer.vector, *layout.pieces([(0, layout.packed_bytes)])):
+            raise NonfiniteGradient(
+                f"the sum of the gradients of {len(stagings)} updates is beyond what {transfer.vector.dtype} holds, "
+                "expected a finite one; scale them down"
+            )
 
 
 def _clear_absent(device: Device, staging: Staging, group: int, layout: LayoutGroup, vector: Vector) -> None:

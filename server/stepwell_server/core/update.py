@@ -199,7 +199,7 @@ class Staging:
         self.nonfinite: tuple[Key, int] | None = None
         # Whether the vectors are a worker's own, which a commit reads and never writes.
         self.borrowed = False
-        self._check_finite = check_finite
+        self.checks_finite = check_finite
         self._encoding = encoding
 
     @staticmethod
@@ -255,12 +255,12 @@ class Staging:
         if encoded is not None:
             assert self._encoding is not None, "admitted"
             bad = transfer.place_decoded(device, begin, encoded, self._encoding)
-            if bad >= 0 and self._check_finite:
+            if bad >= 0 and self.checks_finite:
                 self.nonfinite = ((group, number), begin + bad * transfer.layout.dtype.itemsize)
             return
         transfer.place(device, begin, data, dtype)
         arrived = dtype or transfer.layout.dtype
-        if self._check_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
+        if self.checks_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
             finite = np.isfinite(np.frombuffer(data, arrived))
             self.nonfinite = ((group, number), begin + int(np.argmin(finite)) * transfer.layout.dtype.itemsize)
 
@@ -294,7 +294,7 @@ class Staging:
                     for place in layout.places(begin, end):
                         data = layout.view(source, place).reshape(-1).view(np.uint8)
                         transfer.place(device, int(layout.packed_offsets[place]), data)
-            if self._check_finite and not device.finite_pieces(transfer.vector, *tested.pieces(intervals)):
+            if self.checks_finite and not device.finite_pieces(transfer.vector, *tested.pieces(intervals)):
                 self.nonfinite = (key, self._first_nonfinite(layout, transfer.vector, expected))
 
     def _first_nonfinite(self, layout: LayoutGroup, vector: Vector, intervals: Sequence[tuple[int, int]]) -> int:
