@@ -363,7 +363,7 @@ class GroupState:
         """
         values = settings.at(moment)
         if damping != 1.0:
-            values["lr"] = damping * float(values["lr"])  # type: ignore[arg-type]  # a number, see `check_policy`
+            values["lr"] = damping * float(values["lr"])  # type: ignore[arg-type]  # a number, see `fit_policy`
         steps = self.steps + (1 if present is None else present)
         program = settings.program_with(inputs)
         launch = Launch(device, self.layout.state, program, values, steps, self.scalars, present, given)
