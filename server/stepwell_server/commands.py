@@ -1,4 +1,4 @@
-"""The commands of `stepwell`: serve, demo, demo-worker, healthcheck."""
+"""The commands of `stepwell`: serve, demo, demo-policies, demo-worker, healthcheck."""
 
 import asyncio
 import logging
@@ -91,6 +91,10 @@ def serve(
             help="Where such workers find the socket for it; a private directory (0700), by default in /tmp.",
         ),
     ] = None,
+    update_log: Annotated[
+        Path | None,
+        typer.Option(help="Append a line of JSON to this file for whatever becomes of updates and workers."),
+    ] = None,
     reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     log_format: Annotated[str, typer.Option(help="json or console; the default depends on the terminal.")] = "",
 ) -> None:
@@ -119,6 +123,7 @@ def serve(
         device=device,
         shared_memory=shared_memory,
         shared_memory_directory=shared_memory_dir,
+        update_log=update_log,
         limits=limits,
     )
     try:
@@ -154,6 +159,9 @@ _LearningRate = Annotated[float | None, typer.Option("--lr", help="The learning 
 _Schedule = Annotated[str, typer.Option(help="The learning rate's schedule; a wrong name lists those that there are.")]
 _Workers = Annotated[int, typer.Option(min=1, help="How many workers train.")]
 _Steps = Annotated[int, typer.Option(min=1, help="Updates that each worker makes.")]
+_Policy = Annotated[str, typer.Option(help="How updates become versions: async, bounded or sync.")]
+_Bound = Annotated[int, typer.Option(min=1, help="For bounded: how many steps a worker may be ahead of the slowest.")]
+_Slow = Annotated[float, typer.Option(metavar="FACTOR", help="The last worker takes so many times as long for a step.")]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Images per update.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Of the first weights and the mini-batches.")]
 _Run = Annotated[str, typer.Option(help="The run's name on the server.")]
@@ -161,6 +169,8 @@ _GradientEncoding = Annotated[
     str | None, typer.Option(metavar="NAME", help="Send gradients so, such as int8 or top_k:density=0.05.")
 ]
 _ParameterEncoding = Annotated[str | None, typer.Option(metavar="NAME", help="Get parameters so, such as bfloat16.")]
+_Target = Annotated[float, typer.Option(min=0, max=1, help="The test accuracy to be reached.")]
+_Plain = Annotated[bool, typer.Option("--plain", help="Print lines now and then instead of a live table.")]
 
 _DEMO = DemoOptions()
 
@@ -173,15 +183,18 @@ def demo(
     schedule: _Schedule = _DEMO.schedule,
     workers: _Workers = _DEMO.workers,
     steps: _Steps = _DEMO.steps,
+    policy: _Policy = _DEMO.policy,
+    bound: _Bound = _DEMO.bound,
+    slow: _Slow = _DEMO.slow,
     batch_size: _BatchSize = _DEMO.batch_size,
     seed: _Seed = _DEMO.seed,
     run: _Run = _DEMO.run,
     gradient_encoding: _GradientEncoding = None,
     parameter_encoding: _ParameterEncoding = None,
-    target: Annotated[float, typer.Option(min=0, max=1, help="The test accuracy below which it fails.")] = _DEMO.target,
+    target: _Target = _DEMO.target,
     picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = _DEMO.picture,
     address: Annotated[str | None, typer.Option(help="Use this running server instead of starting one.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Print lines now and then instead of a live table.")] = False,
+    plain: _Plain = False,
 ) -> None:
     """Train on handwritten digits: a server, workers, live progress, the test accuracy, and a picture."""
     # Heavy (scikit-learn, Matplotlib), and not installed with the server alone.
@@ -194,6 +207,9 @@ def demo(
         schedule=schedule,
         workers=workers,
         steps=steps,
+        policy=policy,
+        bound=bound,
+        slow=slow,
         batch_size=batch_size,
         seed=seed,
         run=run,
@@ -207,6 +223,41 @@ def demo(
     raise typer.Exit(run_demo(options))
 
 
+@app.command("demo-policies")
+def demo_policies(
+    optimizer: _Optimizer = _DEMO.optimizer,
+    lr: _LearningRate = None,
+    schedule: _Schedule = "constant",
+    workers: _Workers = 4,
+    steps: _Steps = 200,
+    bound: _Bound = _DEMO.bound,
+    slow: _Slow = 10.0,
+    batch_size: _BatchSize = _DEMO.batch_size,
+    seed: _Seed = _DEMO.seed,
+    target: _Target = _DEMO.target,
+    picture: Annotated[Path, typer.Option(help="Where the PNG goes.")] = Path("stepwell-policies.png"),
+    plain: _Plain = False,
+) -> None:
+    """Train under async, bounded and sync with one slow worker: a table, and a picture of accuracy and staleness."""
+    from stepwell_server.demo.comparison import run_comparison  # noqa: PLC0415  # heavy, as above
+
+    options = DemoOptions(
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        workers=workers,
+        steps=steps,
+        bound=bound,
+        slow=slow,
+        batch_size=batch_size,
+        seed=seed,
+        target=target,
+        picture=picture,
+        plain=plain,
+    )
+    raise typer.Exit(run_comparison(options))
+
+
 @app.command("demo-worker")
 def demo_worker(
     address: Annotated[str, typer.Option(envvar="STEPWELL_ADDRESS", help="The server's.")] = "127.0.0.1:50051",
@@ -218,6 +269,9 @@ def demo_worker(
     schedule: _Schedule = _DEMO.schedule,
     workers: _Workers = _DEMO.workers,
     steps: _Steps = _DEMO.steps,
+    policy: _Policy = _DEMO.policy,
+    bound: _Bound = _DEMO.bound,
+    slow: _Slow = _DEMO.slow,
     batch_size: _BatchSize = _DEMO.batch_size,
     seed: _Seed = _DEMO.seed,
     run: _Run = _DEMO.run,
@@ -237,6 +291,9 @@ def demo_worker(
         schedule=schedule,
         workers=workers,
         steps=steps,
+        policy=policy,
+        bound=bound,
+        slow=slow,
         batch_size=batch_size,
         seed=seed,
         run=run,

@@ -1,4 +1,4 @@
-"""A server that speaks the contract and knows nothing but plain SGD: just enough to see what the client does.
+"""A server that speaks the contract and knows nothing but plain SGD, also of rows: enough to see what the client does.
 
 It is written from the contract alone, byte by byte and without a thought for speed, so that it shares no mistake with
 the client. Tests make it misbehave with `intercept`.
@@ -6,6 +6,7 @@ the client. Tests make it misbehave with `intercept`.
 
 import contextlib
 import secrets
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -30,6 +31,8 @@ from stepwell.v1 import (
 
 SIZES = {run_pb2.D_TYPE_FLOAT32: ("<f4", 4), run_pb2.D_TYPE_FLOAT64: ("<f8", 8)}
 PIECES = 3  # of a layout, at least
+RANGE_BYTES = 1 << 20  # the most data that a piece of rows has
+ANSWER_ROWS = 1000
 ANSWER_BYTES = 64 * 1024  # data per message that goes to the client: odd against the client's own
 
 Intercept = Callable[[data_pb2.WorkRequest], Iterable[data_pb2.WorkResponse] | None]
@@ -53,7 +56,7 @@ class FakeWorker:
 
 
 class FakeRun:
-    """One run. values: one bytearray per group, packed."""
+    """One run. values: one bytearray per group, packed. rows: by table and id; they begin as zeros."""
 
     def __init__(self, name: str, spec: run_pb2.Spec) -> None:
         self.name, self.spec = name, spec
@@ -70,6 +73,7 @@ class FakeRun:
         self.steps: list[int] = []
         self.checkpoints: dict[str, tuple[int, list[bytearray]]] = {}
         self.duplicates = 0
+        self.rows: list[dict[int, np.ndarray[Any, Any]]] = [{} for _ in spec.tables]
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -92,12 +96,24 @@ class FakeRun:
             )
             group.packed_bytes += size
             group.vector_bytes += -(-size // 64) * 64
+        for table in self.spec.tables:
+            dtype = table.dtype or run_pb2.D_TYPE_FLOAT32
+            self.layout.tables.add(name=table.name, width=table.width, dtype=dtype)
         self.values = [bytearray(group.packed_bytes) for group in self.layout.groups]
         self.momentum = [bytearray(group.packed_bytes) for group in self.layout.groups]
         self.steps = [0] * len(self.layout.parameters)
 
     def array(self, group: int) -> np.ndarray[Any, Any]:
         return np.frombuffer(self.values[group], SIZES[self.layout.groups[group].dtype][0])
+
+    def row_dtype(self, table: int) -> np.dtype[Any]:
+        return np.dtype(SIZES[self.layout.tables[table].dtype][0])
+
+    def pull_rows(self, table: int, ids: list[int]) -> np.ndarray[Any, Any]:
+        values = np.zeros((len(ids), self.layout.tables[table].width), self.row_dtype(table))
+        for place, number in enumerate(ids):
+            values[place] = self.rows[table].get(number, 0)
+        return values
 
     def bounds(self, index: int) -> tuple[int, int, int]:
         parameter = self.layout.parameters[index]
@@ -121,6 +137,8 @@ class FakeRun:
             lr = self.lr.get(group.name, self.lr["default"])
             run.groups.add(name=group.name, dtype=group.dtype, optimizer=self.spec.optimizer, slots=["momentum"])
             run.groups[-1].hyperparameters["lr"].number = lr
+        for number, table in enumerate(self.layout.tables):
+            run.tables.add(name=table.name, rows=len(self.rows[number]), optimizer="sgd")
         for name, worker in self.workers.items():
             run.workers.add(name=name, epoch=worker.epoch, last_sequence=worker.last_sequence)
         return run
@@ -161,9 +179,13 @@ class FakeRun:
         absent = set(header.without_gradient)
         for index, parameter in enumerate(self.layout.parameters):
             group, start, end = self.bounds(index)
-            sends = index not in absent and not self.layout.groups[parameter.group].frozen
+            frozen = self.layout.groups[parameter.group].frozen
+            sends = index not in absent and not frozen and not header.rows_only
             if (staged.counts[group][start:end] != sends).any():
                 raise Refused(errors_pb2.ERROR_REASON_INCOMPLETE_UPDATE, parameter=parameter.name)
+        declared = {each.table: each.count for each in header.rows}
+        if declared != {table: len(ids) for table, (ids, _) in staged.rows.items()}:
+            raise Refused(errors_pb2.ERROR_REASON_INCOMPLETE_UPDATE)
         gradients = [
             np.frombuffer(data, SIZES[group.dtype][0])
             for data, group in zip(staged.data, self.layout.groups, strict=True)
@@ -180,8 +202,13 @@ class FakeRun:
             for group, gradient in enumerate(gradients):
                 lr = self.lr.get(self.layout.groups[group].name, self.lr["default"])
                 self.array(group)[:] -= (lr * gradient).astype(gradient.dtype)
+            for table, (ids, data) in staged.rows.items():
+                grads = np.frombuffer(bytes(data), self.row_dtype(table)).reshape(len(ids), -1) if ids else ()
+                for number, gradient in zip(ids, grads, strict=True):
+                    before = self.rows[table].get(number, np.zeros_like(gradient))
+                    self.rows[table][number] = before - (self.lr["default"] * gradient).astype(gradient.dtype)
             for index in range(len(self.steps)):
-                self.steps[index] += index not in absent
+                self.steps[index] += index not in absent and not header.rows_only
             self.samples += header.samples
             self.version += 1
         answer = data_pb2.Answer(outcome=outcome, committed_version=self.version)
@@ -191,10 +218,11 @@ class FakeRun:
 
 
 class Staged:
-    """One update as it arrives; counts how often each byte came."""
+    """One update as it arrives; counts how often each byte came. rows: ids and bytes of gradients by table."""
 
-    def __init__(self, run: FakeRun) -> None:
+    def __init__(self, run: FakeRun, counts: Iterable[data_pb2.RowsCount] = ()) -> None:
         self._run = run
+        self.rows: dict[int, tuple[list[int], bytearray]] = {each.table: ([], bytearray()) for each in counts}
         self.data = [bytearray(group.packed_bytes) for group in run.layout.groups]
         self.counts = [np.zeros(group.packed_bytes, np.uint8) for group in run.layout.groups]
 
@@ -205,6 +233,15 @@ class Staged:
             raise Refused(errors_pb2.ERROR_REASON_INVALID_RANGE, start=start, end=end)
         self.data[piece.group][start:end] = piece.data
         self.counts[piece.group][start:end] += 1
+
+    def put_rows(self, piece: run_pb2.Rows) -> None:
+        ids, data = self.rows[piece.table]
+        count = len(piece.ids) // 8
+        row_bytes = self._run.layout.tables[piece.table].width * self._run.row_dtype(piece.table).itemsize
+        if len(piece.ids) % 8 or len(piece.data) != count * row_bytes or len(piece.data) > RANGE_BYTES:
+            raise Refused(errors_pb2.ERROR_REASON_INVALID_ROWS, ids=len(piece.ids), data=len(piece.data))
+        ids += struct.unpack(f"<{count}q", piece.ids)
+        data += piece.data
 
 
 class FakeServer(control_pb2_grpc.ControlServiceServicer, data_pb2_grpc.DataServiceServicer):
@@ -520,13 +557,15 @@ class FakeExchange:
             if request.stage.HasField("header"):
                 self._header = request.stage.header
                 run = self._server._run(self._header.identity.run)
-                self._staged = Staged(run)
+                self._staged = Staged(run, self._header.rows)
                 self._answer = run.check_identity(self._header.identity)
                 if self._answer:
                     yield data_pb2.WorkResponse(exchange=self.number, answer=self._answer)
             assert self._staged is not None
             for piece in request.stage.ranges:
                 self._staged.put(piece)
+            for rows in request.stage.rows:
+                self._staged.put_rows(rows)
         if request.HasField("commit") and self._answer is None:
             assert self._header is not None
             assert self._staged is not None
@@ -547,6 +586,14 @@ class FakeExchange:
         yield data_pb2.WorkResponse(exchange=self.number, parameters=header)
         if header.unchanged:
             return
+        for rows in selection.rows:
+            ids = list(struct.unpack(f"<{len(rows.ids) // 8}q", rows.ids))
+            for first in range(0, len(ids), ANSWER_ROWS):
+                values = run.pull_rows(rows.table, ids[first : first + ANSWER_ROWS])
+                part = run_pb2.Rows(table=rows.table, first=first, data=values.tobytes())
+                yield data_pb2.WorkResponse(exchange=self.number, rows=[part])
+        if selection.rows_only:
+            return
         for index in selection.parameters or range(len(run.layout.parameters)):
             group, start, end = run.bounds(index)
             for at in range(start, end, ANSWER_BYTES):
@@ -565,7 +612,7 @@ class Cut(Exception):
 
 def pieces(layout: run_pb2.Layout) -> Iterator[run_pb2.Layout]:
     """The layout in pieces, the groups first."""
-    yield run_pb2.Layout(groups=layout.groups, last=not layout.parameters)
+    yield run_pb2.Layout(groups=layout.groups, tables=layout.tables, last=not layout.parameters)
     count = max(1, len(layout.parameters) // PIECES)
     for start in range(0, len(layout.parameters), count):
         members = layout.parameters[start : start + count]

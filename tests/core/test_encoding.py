@@ -226,7 +226,7 @@ def test_ranges_are_decoded_to_their_places(device, runs, name, dtype, data):
     assert (staging.nonfinite is None) == np.isfinite(expected).all()
     if staging.nonfinite is not None:
         bad = np.flatnonzero(~np.isfinite(expected))
-        assert staging.nonfinite_parameter() in {name_at(dtype, place) for place in bad}
+        assert staging.nonfinite_owner() in {name_at(dtype, place) for place in bad}
     local.memory.free(staging.vectors)
 
 

@@ -152,7 +152,6 @@ def test_offsets_are_64_bit():
 
 ONE = [spec("w")]
 REFUSED = {
-    "no parameters": ([], [], InvalidSpec, "no parameters"),
     "empty name": ([spec("")], [], InvalidName, "parameter name '' is not valid"),
     "NUL": ([spec("a\0b")], [], InvalidName, "without NUL"),
     "long name": ([spec("x" * 1025)], [], InvalidName, "1 to 1024 bytes"),

@@ -710,7 +710,7 @@ def test_a_group_s_betas_win_over_the_run_s(outer, inner):
 def test_betas_are_changed_in_the_groups_that_have_them(device):
     local = LocalRun(ONES, "adam", device=device, groups=(GroupSpec("other", ("a",), "sgd"),))
     changed = local.run.change("", {"betas": [0.5, 0.75]}, {}, (), False, "")
-    assert [settings.own.get("beta1") for settings in changed if settings] == [None, 0.5]
+    assert [settings.own.get("beta1") for settings in changed.groups if settings] == [None, 0.5]
 
 
 def test_a_required_value_may_be_given_by_every_group_for_itself():

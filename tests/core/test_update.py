@@ -282,7 +282,7 @@ def test_a_nonfinite_element_is_found_in_any_range_and_its_parameter_named(devic
     update.check_complete()
     if named and check_finite:
         assert update.nonfinite is not None
-        assert update.nonfinite_parameter() in named
+        assert update.nonfinite_owner() in named
     else:
         assert update.nonfinite is None
 

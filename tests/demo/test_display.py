@@ -3,9 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
-from stepwell_server.demo.display import LineDisplay, LiveDisplay, make_display
+from stepwell_server.demo.display import LineDisplay, LiveDisplay, make_display, staleness_lines
 from stepwell_server.demo.options import DemoOptions
 from stepwell_server.demo.record import Record, WorkerRecord
+from stepwell_server.demo.report import Histogram
 from tests.demo.records import make_record
 
 OPTIONS = DemoOptions(workers=2, steps=50)
@@ -50,3 +51,15 @@ def test_lines_come_now_and_then():
         for _ in range(1000):
             display.show(make_record(DemoOptions(workers=1, steps=1)))
     assert output.getvalue().count("\n") < 10
+
+
+def test_the_histograms_make_a_table():
+    record = Record([WorkerRecord(histogram=Histogram((1200, 3), 1)), WorkerRecord()])
+    record.histogram = Histogram((1200, 3, 0, 17), 5)
+    rows = [line.split() for line in staleness_lines(record)]
+    assert rows == [
+        ["staleness", "0", "1", "2–3", "4–7", "largest"],
+        ["all", "1,200", "3", "0", "17", "5"],
+        ["worker", "0", "1,200", "3", "0", "0", "1"],
+    ]
+    assert len({len(line) for line in staleness_lines(record)}) == 1

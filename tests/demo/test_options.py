@@ -34,6 +34,9 @@ def called(monkeypatch):
             schedule="step",
             workers=5,
             steps=7,
+            policy="bounded",
+            bound=9,
+            slow=2.5,
             batch_size=3,
             seed=11,
             run="other",
@@ -57,7 +60,8 @@ def test_the_command_line_has_the_same_defaults(called):
 def test_the_command_line_has_every_option_of_the_demo(called):
     line = (
         "demo --optimizer sgd --flavor torch --lr 0.5 --schedule linear --workers 3 --steps 4 --batch-size 5 --seed 6 "
-        "--run other --target 0.5 --picture other.png --address localhost:1 --plain"
+        "--policy bounded --bound 2 --slow 10 --run other --target 0.5 --picture other.png --address localhost:1 "
+        "--plain"
     )
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 0, result.output
@@ -69,6 +73,9 @@ def test_the_command_line_has_every_option_of_the_demo(called):
             schedule="linear",
             workers=3,
             steps=4,
+            policy="bounded",
+            bound=2,
+            slow=10.0,
             batch_size=5,
             seed=6,
             run="other",

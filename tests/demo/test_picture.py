@@ -4,6 +4,7 @@ import pytest
 
 from stepwell_server.demo import picture
 from stepwell_server.demo.options import DemoOptions
+from stepwell_server.demo.record import Accuracy
 from tests.demo.records import make_record
 
 
@@ -14,6 +15,8 @@ from tests.demo.records import make_record
         ({"workers": 1, "steps": 1}, {"staleness_max": 0}),
         ({"workers": 64, "steps": 10}, {"staleness_max": 500}),
         ({"optimizer": "adadelta_ratio", "flavor": "lecture"}, {"learning_rates": False}),
+        ({"policy": "sync", "workers": 4, "slow": 10}, {"staleness_max": 0}),
+        ({"policy": "bounded", "bound": 2}, {}),
     ],
 )
 def test_draws_a_png_with_something_in_every_quarter(tmp_path, options, record):
@@ -31,6 +34,6 @@ def test_draws_a_png_with_something_in_every_quarter(tmp_path, options, record):
 def test_an_unfortunate_run_is_drawn_as_well(tmp_path):
     options = DemoOptions(steps=50)
     record = make_record(options)
-    record.accuracies = [(0, 0.1), (100, 0.12)]
+    record.accuracies = [Accuracy(0, 0.1), Accuracy(100, 0.12)]
     picture.draw(record, options, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -1,6 +1,7 @@
 import pytest
 
 from stepwell_server.core.optimizers import OPTIMIZERS
+from stepwell_server.core.policies import parse_policy
 from stepwell_server.core.schedules import Schedule, preview
 from stepwell_server.demo import recipe
 from stepwell_server.demo.options import TrainingOptions
@@ -40,6 +41,21 @@ def test_a_given_learning_rate_wins():
     assert arguments["schedules"]["lr"]["eta_max"] == 0.25
 
 
+@pytest.mark.parametrize("policy", recipe.POLICIES)
+def test_every_policy_is_one_that_the_server_takes(policy):
+    spec = recipe.create_run_arguments(TrainingOptions(policy=policy, bound=7))["policy"]
+    parsed = parse_policy(spec)
+    assert parsed.name == policy
+    assert parsed.spec.get("lead_max") == (7 if policy == "bounded" else None)
+
+
+def test_a_schedule_spans_the_versions_that_there_will_be():
+    for policy, versions in (("async", 400), ("bounded", 400), ("sync", 100)):
+        schedule = recipe.schedule(TrainingOptions(policy=policy, schedule="cosine", workers=4, steps=100))
+        assert schedule is not None
+        assert schedule["t_max"] == versions
+
+
 @pytest.mark.parametrize(
     ("options", "objection"),
     [
@@ -49,6 +65,10 @@ def test_a_given_learning_rate_wins():
         ({"steps": 0}, "got steps 0, expected 1 or more"),
         ({"steps": 50_001}, "got 2 workers with 50,001 steps, expected 100,000 in all or fewer"),
         ({"batch_size": 0}, "got batch_size 0, expected 1 or more"),
+        ({"bound": 0}, "got bound 0, expected 1 or more"),
+        ({"policy": "asynch"}, "got policy 'asynch', expected one of async, bounded, sync"),
+        ({"slow": 0.5}, "got slow 0.5, expected 1 to 1000"),
+        ({"slow": float("nan")}, "got slow nan, expected 1 to 1000"),
     ],
 )
 def test_objects_to_what_the_server_never_sees(options, objection):

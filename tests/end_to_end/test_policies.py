@@ -280,10 +280,12 @@ def test_a_policy_changes_under_those_who_wait(crew: Crew, name: str) -> None:
     described = second.change(policy={"name": "async", "accumulate": 1})
     assert described.policy["name"] == "async"
     step.result(WAIT_SECONDS)
-    assert first.version == 1
+    assert answer_of(first).outcome == stepwell.Outcome.FOLDED
+    np.testing.assert_array_equal(second.step(filled(3.0))["b"], -2.0)  # with what was folded before the change
     second.change(policy={"name": "async", "accumulate": 2})
     first.push(filled(1.0))
     assert answer_of(first).outcome == stepwell.Outcome.FOLDED
+    assert second.refresh().version == 1
 
 
 def test_what_makes_no_policy_is_refused(crew: Crew, name: str) -> None:
@@ -293,7 +295,12 @@ def test_what_makes_no_policy_is_refused(crew: Crew, name: str) -> None:
         ({"name": "bounded", "lead_max": -1}, stepwell.InvalidValue, "lead_max"),
         ({"name": "async", "quorum": 2}, stepwell.UnknownArgument, "quorum"),
         ({"quorum": 2}, stepwell.InvalidValue, "name"),
-        ({"name": "async", "delay_compensation": 0.1}, stepwell.InvalidSpec, "keeps no version"),
+        ({"name": "async", "delay_compensation": 0.1}, stepwell.InvalidSpec, "give staleness_max"),
+        (
+            {"name": "async", "delay_compensation": 0.1, "staleness_max": 4, "accumulate": 2},
+            stepwell.InvalidSpec,
+            "one of",
+        ),
     ):
         with pytest.raises(error, match=words):
             crew.join(name, "w", policy=policy)
@@ -357,15 +364,21 @@ def test_a_nonfinite_update_fails_alone(crew: Crew, name: str) -> None:
     np.testing.assert_array_equal(good.result(WAIT_SECONDS)["b"], -3.0)
 
 
-def test_a_mean_is_large_where_a_sum_would_overflow(crew: Crew, name: str) -> None:
-    runs = [
+def test_finite_gradients_whose_sum_is_not_are_refused(crew: Crew, name: str) -> None:
+    first, second = (
         crew.join(name, worker, policy="sync", parameters=zeros("float32"), hyperparameters={"lr": 1.0})
         for worker in ("a", "b")
-    ]
+    )
     large = filled(3e38, "float32")
-    steps = [crew.begin(run.step, large, samples=4) for run in runs]
-    for step in steps:
-        np.testing.assert_allclose(step.result(WAIT_SECONDS)["b"], -3e38, rtol=1e-6)
+    step = crew.begin(first.step, large)
+    until_waiting(second, "a")
+    with pytest.raises(stepwell.NonfiniteGradient, match="beyond what float32 holds"):
+        second.step(large)
+    step.result(WAIT_SECONDS)
+    assert answer_of(first).outcome == stepwell.Outcome.FOLDED  # it was folded, and is part of the next version
+    steps = [crew.begin(run.step, filled(0.0, "float32")) for run in (first, second)]
+    for each in steps:
+        np.testing.assert_allclose(each.result(WAIT_SECONDS)["b"], -1e38, rtol=1e-6)
     policy = {"name": "async", "accumulate": 2}
     run = crew.join(f"{name}-2", "a", policy=policy, parameters=zeros("float32"))
     with pytest.raises(stepwell.NonfiniteGradient, match="beyond what float32 holds"):
@@ -415,3 +428,73 @@ async def test_the_awaiting_client_has_the_same(server: Server, name: str) -> No
         assert [len(await run.assignment(9)) for run in runs] == [4, 5]
         for run in runs:
             await run.close()
+
+
+def test_a_round_that_does_not_fit_into_memory_is_folded_as_it_comes(start: Callable[..., Server], name: str) -> None:
+    """Eight updates of 8 MB a round, with memory for the state and two of them; the last in order comes first."""
+    elements, count = 2_000_000, 8
+    shape = {"w": np.zeros(elements, np.float32)}
+    server = start("--max-memory", str(5 * 4 * elements))
+    with Crew(server.address) as crew:
+        runs = crew.crew(name, count, policy="sync", parameters=shape, hyperparameters={"lr": 1.0})
+        for _ in range(2):
+            gradients = [{"w": np.full(elements, number, np.float32)} for number in range(count)]
+            steps = [crew.begin(runs[number].push, gradients[number]) for number in reversed(range(count))]
+            assert {step.result(WAIT_SECONDS) for step in steps} == {runs[0].version}
+        parameters = runs[0].pull()
+        assert parameters is not None
+        np.testing.assert_array_equal(parameters["w"], -2 * np.mean(range(count), dtype=np.float32))
+
+
+def test_weighted_rounds_have_the_same_bits_in_any_order_of_arrival(crew: Crew, name: str) -> None:
+    random = np.random.default_rng(7)
+    gradients = [{key: random.normal(size=shape).astype(np.float32) for key, shape in SHAPES.items()} for _ in range(4)]
+    found: list[Arrays] = []
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)):
+        one = f"{name}-{len(found)}"
+        runs = crew.crew(one, 4, policy="sync", parameters=zeros("float32"), hyperparameters={"lr": 1.0})
+        steps = []
+        for place, number in enumerate(order):
+            steps.append(crew.begin(runs[number].step, gradients[number], samples=3 + number))
+            if place < 3:
+                until_waiting(runs[0], *(f"w{each}" for each in order[: place + 1]))
+        found.append(steps[0].result(WAIT_SECONDS))
+    for key in SHAPES:
+        mean = sum((3 + number) * gradients[number][key].astype(np.float64) for number in range(4)) / 18
+        np.testing.assert_allclose(found[0][key], -mean, rtol=1e-6, atol=1e-7)
+    same_bits(found[0], found[1])
+    same_bits(found[0], found[2])
+
+
+def test_delays_are_compensated_as_the_paper_says(crew: Crew, name: str) -> None:
+    """g + λ g² (w - w'), w' the parameters at which a worker took its gradient, against the same loop in NumPy."""
+    policy = {"name": "async", "delay_compensation": 0.5, "staleness_max": 6}
+    runs = crew.crew(name, 3, policy=policy, hyperparameters={"lr": 0.1})
+    random = np.random.default_rng(3)
+    weights = [zeros()]
+    bases = [0, 0, 0]
+    for number in range(12):
+        worker = (0, 1, 0, 2, 0, 1)[number % 6]
+        grads = {key: random.normal(size=shape) for key, shape in SHAPES.items()}
+        found = runs[worker].step(grads)
+        before, at = weights[-1], weights[bases[worker]]
+        weights.append(
+            {key: before[key] - 0.1 * (grads[key] + 0.5 * grads[key] ** 2 * (before[key] - at[key])) for key in SHAPES}
+        )
+        bases[worker] = len(weights) - 1
+        for key in SHAPES:
+            np.testing.assert_allclose(found[key], weights[-1][key], rtol=1e-12, atol=1e-14)
+    runs[0].change(policy="async")
+    grads = filled(1.0)
+    np.testing.assert_allclose(runs[1].step(grads)["b"], weights[-1]["b"] - 0.1, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("policy", ["async", "sync"])
+def test_each_worker_s_norm_is_told(crew: Crew, name: str, policy: str) -> None:
+    runs = crew.crew(name, 2, policy=policy, report_norms=True)
+    steps = [crew.begin(run.step, filled(2.0 + place)) for place, run in enumerate(runs)]
+    for step in steps:
+        step.result(WAIT_SECONDS)
+    elements = sum(array.size for array in zeros().values())
+    found = {worker.name: worker.tally.gradient_norm_last for worker in runs[0].refresh().workers}
+    assert found == pytest.approx({"w0": 2.0 * elements**0.5, "w1": 3.0 * elements**0.5}, rel=1e-12)

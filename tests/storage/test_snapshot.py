@@ -163,7 +163,7 @@ def _tensor(name, value):
 
 # Whole files with right digests that make no run: a newer server's, or somebody's own.
 MISFITS = {
-    "a newer format": (_set("format", 3), "format version 3, expected 2"),
+    "a newer format": (_set("format", 4), "format version 4, expected 3"),
     "no format": (_set("format", None), "'format'"),
     "no version": (_set("version", None), "not what a manifest holds"),
     "a field too many": (_set("extra", 1), "not what a manifest holds"),

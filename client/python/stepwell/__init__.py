@@ -29,8 +29,10 @@ from stepwell._descriptions import Place as Place
 from stepwell._descriptions import RunDescription as RunDescription
 from stepwell._descriptions import ScheduleDescription as ScheduleDescription
 from stepwell._descriptions import ServerDescription as ServerDescription
+from stepwell._descriptions import TableDescription as TableDescription
 from stepwell._descriptions import Tally as Tally
 from stepwell._descriptions import WorkerDescription as WorkerDescription
+from stepwell._difference import difference as difference
 from stepwell._state import State as State
 
 # What can go wrong; the tree is drawn in stepwell.errors.
@@ -48,6 +50,7 @@ from stepwell.errors import InvalidEncoding as InvalidEncoding
 from stepwell.errors import InvalidGradient as InvalidGradient
 from stepwell.errors import InvalidName as InvalidName
 from stepwell.errors import InvalidRange as InvalidRange
+from stepwell.errors import InvalidRows as InvalidRows
 from stepwell.errors import InvalidSpec as InvalidSpec
 from stepwell.errors import InvalidValue as InvalidValue
 from stepwell.errors import LimitExceeded as LimitExceeded
@@ -55,6 +58,7 @@ from stepwell.errors import MalformedRequest as MalformedRequest
 from stepwell.errors import MemoryExhausted as MemoryExhausted
 from stepwell.errors import NonfiniteGradient as NonfiniteGradient
 from stepwell.errors import PolicyRefused as PolicyRefused
+from stepwell.errors import RowsNotSupported as RowsNotSupported
 from stepwell.errors import RunDiffers as RunDiffers
 from stepwell.errors import RunReplaced as RunReplaced
 from stepwell.errors import RunRewound as RunRewound
@@ -68,6 +72,8 @@ from stepwell.errors import StaleUpdate as StaleUpdate
 from stepwell.errors import StepwellError as StepwellError
 from stepwell.errors import StorageDisabled as StorageDisabled
 from stepwell.errors import StorageFailed as StorageFailed
+from stepwell.errors import TableFull as TableFull
+from stepwell.errors import TablesUnavailable as TablesUnavailable
 from stepwell.errors import TimedOut as TimedOut
 from stepwell.errors import UnknownArgument as UnknownArgument
 from stepwell.errors import UnknownCheckpoint as UnknownCheckpoint
@@ -80,6 +86,7 @@ from stepwell.errors import UnknownPoint as UnknownPoint
 from stepwell.errors import UnknownPolicy as UnknownPolicy
 from stepwell.errors import UnknownRun as UnknownRun
 from stepwell.errors import UnknownSchedule as UnknownSchedule
+from stepwell.errors import UnknownTable as UnknownTable
 from stepwell.errors import UnknownTransform as UnknownTransform
 from stepwell.errors import UnknownWorker as UnknownWorker
 from stepwell.errors import UnknownWrapper as UnknownWrapper
@@ -107,6 +114,7 @@ __all__ = [
     "InvalidGradient",
     "InvalidName",
     "InvalidRange",
+    "InvalidRows",
     "InvalidSpec",
     "InvalidValue",
     "LimitExceeded",
@@ -119,6 +127,7 @@ __all__ = [
     "PartDescription",
     "Place",
     "PolicyRefused",
+    "RowsNotSupported",
     "Run",
     "RunDescription",
     "RunDiffers",
@@ -137,6 +146,9 @@ __all__ = [
     "StepwellError",
     "StorageDisabled",
     "StorageFailed",
+    "TableDescription",
+    "TableFull",
+    "TablesUnavailable",
     "Tally",
     "TimedOut",
     "UnknownArgument",
@@ -150,6 +162,7 @@ __all__ = [
     "UnknownPolicy",
     "UnknownRun",
     "UnknownSchedule",
+    "UnknownTable",
     "UnknownTransform",
     "UnknownWorker",
     "UnknownWrapper",
@@ -158,4 +171,5 @@ __all__ = [
     "WorkerDescription",
     "WorkerFenced",
     "connect",
+    "difference",
 ]

@@ -13,7 +13,8 @@ from stepwell._operation import Blocking, Connection
 from stepwell._outstanding import Threaded
 from stepwell._progress import Progress
 from stepwell._receiving import BufferPool
-from stepwell._run import Arrays, RunOperations
+from stepwell._run import RunOperations
+from stepwell._run_base import Arrays
 from stepwell.v1 import run_pb2
 
 

@@ -24,6 +24,7 @@ from stepwell._descriptions import (
     describe_server,
 )
 from stepwell._layout import Layout, LayoutPieces
+from stepwell._membership import check_name
 from stepwell._methods import (
     CREATE_RUN,
     DELETE_RUN,
@@ -42,7 +43,6 @@ from stepwell._receiving import BufferPool
 from stepwell._requests import Disconnect, Lost, Open, Receive, Send, Silent, Steps, Stream
 from stepwell._run import RunOperations
 from stepwell._spec import Parameters, Schedules, as_arrays, encode_spec, spec_requests
-from stepwell._worker import check_name
 from stepwell.errors import Internal, InvalidValue
 from stepwell.v1 import control_pb2, run_pb2
 from stepwell.wire import WireError, encode_schedule
@@ -87,6 +87,7 @@ class ClientOperations(Driven, Generic[RunT]):
         report_norms: bool = False,
         encodings: Mapping[str, str | Mapping[str, Any]] | None = None,
         policy: str | Mapping[str, Any] | None = None,
+        tables: Iterable[Mapping[str, Any]] = (),
     ) -> Steps[RunT]:
         """Create a run, or find it where it exists with the same spec, and join it as a worker.
 
@@ -107,10 +108,17 @@ class ClientOperations(Driven, Generic[RunT]):
         encodings: what gradients and parameters are made smaller with where they travel, as {"gradients": "int8",
         "parameters": "bfloat16"} or with arguments, {"gradients": {"name": "top_k", "density": 0.05}}; see
         list_encodings. Shared memory has no need of them. What an update drops of a gradient is owed and sent later.
-
         policy: how the updates of several workers become commits, by name or with arguments: "async" (the default, each
         as it comes), {"name": "bounded", "lead_max": 3} (nobody runs far ahead), {"name": "sync", "quorum": 3} (rounds
         in which the gradients of all are averaged); see list_policies. Whoever finds the run gets the policy it has.
+        tables: embedding tables, rows by 64-bit id that are created when a gradient for them first comes; dictionaries
+        with "name" and "width", how many elements a row has, and any of "dtype" ("float32", "float64"); "initializer",
+        what rows begin with: {"name": "uniform", "minimum": -0.05, "maximum": 0.05} (the default), {"name": "normal",
+        "mean", "std"} or {"name": "constant", "value"}, and its "seed"; "optimizer" (by default adagrad), "flavor",
+        "hyperparameters", "schedules"; "sparse_mode": "lazy", where a commit touches only the rows that it brings, or
+        "exact", as if each brought every row a gradient, of zero where none came; "rows_max"; "admission":
+        {"touches": n}, a row is created by the n-th commit that brings its id; "eviction": {"by": "least_recent"} where
+        there is no more room, or {"by": "age", "age": n} after n commits without the row. See push_rows and pull_rows.
 
         Raises RunDiffers if a run of this name exists with another spec; Unknown... and Invalid... for what the server
         does not know or take; MemoryExhausted.
@@ -131,6 +139,7 @@ class ClientOperations(Driven, Generic[RunT]):
             report_norms=report_norms,
             encodings=encodings,
             policy=policy,
+            tables=tables,
         )
         response = yield from self._create(name, spec, arrays)
         created = response.creation == control_pb2.CREATION_CREATED

@@ -75,12 +75,39 @@ class GroupDescription:
 
 
 @dataclass(frozen=True)
+class TableDescription:
+    """The present values of one table of rows: hyperparameters as its next commit will use them.
+
+    rows: how many there are, at most rows_max. created, evicted: how many rows came and went. refused: how often an id
+    was brought that admission did not let in yet. step: how many commits it has had.
+    """
+
+    name: str
+    width: int
+    dtype: np.dtype[Any]
+    sparse_mode: str
+    rows_max: int
+    rows: int
+    created: int
+    refused: int
+    evicted: int
+    state_bytes: int
+    step: int
+    optimizer: str
+    flavor: str
+    hyperparameters: Mapping[str, Value]
+    schedules: Mapping[str, Mapping[str, Any]]
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Tally:
     """What has become of updates, counted.
 
     commits, folded, skipped, dropped: answers of each outcome. refused: errors in place of an answer. withdrawn: gone
     with their worker. duplicates: sent again. staleness_last, staleness_max: in versions, of those that had an effect;
-    staleness_counts: how many of them had 0, 1, 2 to 3, 4 to 7, ... versions.
+    staleness_counts: how many of them had 0, 1, 2 to 3, 4 to 7, ... versions. gradient_norm_last: the Euclidean norm of
+    the worker's last gradients, where the run has report_norms; 0 for the run.
     """
 
     commits: int
@@ -93,6 +120,7 @@ class Tally:
     staleness_last: int
     staleness_max: int
     staleness_counts: tuple[int, ...]
+    gradient_norm_last: float
 
 
 @dataclass(frozen=True)
@@ -151,10 +179,12 @@ class RunDescription:
     transforms: tuple[Mapping[str, Any], ...]
     wrappers: tuple[Mapping[str, Any], ...]
     encodings: Mapping[str, Mapping[str, Any]]
+    """What gradients and parameters are encoded with where they travel."""
     policy: Mapping[str, Any]
     tally: Tally
     accumulated_count: int
-    """What gradients and parameters are encoded with where they travel."""
+    tables: Mapping[str, TableDescription]
+    """By name, in the order of the spec."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +268,9 @@ class ScheduleDescription:
     children_max: int
 
 
+TABLE_ROWS_MAX: Final = 1 << 31
+"""How many rows a table may have where its spec does not say."""
+
 OUTCOMES: Final[Mapping[data_pb2.Outcome, Outcome]] = {
     data_pb2.OUTCOME_COMMITTED: Outcome.COMMITTED,
     data_pb2.OUTCOME_SKIPPED_NONFINITE: Outcome.SKIPPED_NONFINITE,
@@ -309,6 +342,7 @@ def describe_run(run: run_pb2.Run) -> RunDescription:
             for direction in ("gradient", "parameter")
             if run.spec.HasField(field := f"{direction}_encoding")
         },
+        tables={state.name: _table(spec, state) for spec, state in zip(run.spec.tables, run.tables, strict=True)},
     )
 
 
@@ -324,6 +358,7 @@ def describe_tally(tally: run_pb2.Tally) -> Tally:
         tally.staleness_last,
         tally.staleness_max,
         tuple(tally.staleness_counts),
+        tally.gradient_norm_last,
     )
 
 
@@ -405,6 +440,27 @@ def _group(group: run_pb2.GroupState) -> GroupDescription:
         schedules={name: decode_schedule(group.schedules[name]) for name in sorted(group.schedules)},
         slots=tuple(group.slots),
         scalars=tuple(group.scalars),
+    )
+
+
+def _table(spec: run_pb2.TableSpec, table: run_pb2.TableState) -> TableDescription:
+    return TableDescription(
+        name=table.name,
+        width=spec.width,
+        dtype=decode_dtype(spec.dtype or run_pb2.D_TYPE_FLOAT32),
+        sparse_mode=spec.sparse_mode or "lazy",
+        rows_max=spec.rows_max or TABLE_ROWS_MAX,
+        rows=table.rows,
+        created=table.created,
+        refused=table.refused,
+        evicted=table.evicted,
+        state_bytes=table.state_bytes,
+        step=table.step,
+        optimizer=table.optimizer,
+        flavor=table.flavor,
+        hyperparameters={name: decode_value(table.hyperparameters[name]) for name in sorted(table.hyperparameters)},
+        schedules={name: decode_schedule(table.schedules[name]) for name in sorted(table.schedules)},
+        slots=tuple(table.slots),
     )
 
 

@@ -1,7 +1,8 @@
-"""One exchange on a worker's stream: an update, a selection of parameters, or both, and what comes back."""
+"""One exchange on a worker's stream: an update, a selection of parameters or rows, or both, and what comes back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -11,8 +12,10 @@ from stepwell._encoding import EncodedUpdate
 from stepwell._packing import Gradients, Piece
 from stepwell._receiving import Received
 from stepwell._requests import Lost
+from stepwell._rows import ReceivedRows, RowGradients, RowsPiece
 from stepwell.payload import Incoming, Outgoing
 from stepwell.v1 import data_pb2
+from stepwell.wire import RANGE_BYTES
 
 WorkRequest = Outgoing[data_pb2.WorkRequest]
 
@@ -20,45 +23,91 @@ WorkRequest = Outgoing[data_pb2.WorkRequest]
 _MEANWHILE_PARAMETERS_MIN = 32
 
 
+class Pieces(NamedTuple):
+    """What one message of an update carries."""
+
+    ranges: list[Piece]
+    rows: Sequence[RowsPiece] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum([piece.size_bytes for piece in self.ranges]) + sum([piece.size_bytes for piece in self.rows])
+
+
 @dataclass(frozen=True)
 class Update:
-    """An update: its header, whose identity is kept over all tries, and its gradients, perhaps to be encoded."""
+    """An update: its header, whose identity is kept over all tries, and what it brings.
+
+    gradients: None where it brings rows alone. encoded: where they are sent encoded.
+    """
 
     header: data_pb2.UpdateHeader
-    gradients: Gradients
+    gradients: Gradients | None
     encoded: EncodedUpdate | None = None
+    rows: RowGradients | None = None
 
-    def messages(self) -> Iterator[list[Piece]]:
-        """The ranges, grouped into messages."""
-        return self.gradients.messages() if self.encoded is None else self.encoded.messages(self.gradients)
+    @property
+    def data_bytes(self) -> int:
+        return (self.gradients.data_bytes if self.gradients else 0) + (self.rows.data_bytes if self.rows else 0)
+
+    def messages(self, *, shared: bool, rows_shared: bool) -> Iterator[Pieces]:
+        """What goes out in messages, at least one; nothing of what lies in shared memory."""
+        if self.gradients is None or shared:
+            dense: Iterator[list[Piece]] = iter([[]])
+        elif self.encoded is None:
+            dense = self.gradients.messages()
+        else:
+            dense = self.encoded.messages(self.gradients)
+        if self.rows is None or rows_shared:
+            return map(Pieces, dense)
+        return _with_rows(dense, self.rows.messages())
+
+
+class Wanted(NamedTuple):
+    """What an exchange shall return. received, rows: what takes the parameters, and the rows, where it asks for them.
+
+    selection: without the rows' ids.
+    """
+
+    selection: data_pb2.Selection
+    received: Received | None = None
+    rows: ReceivedRows | None = None
 
 
 class Exchange:
     """An exchange over all its tries.
 
-    answer: what became of the update, once told. version: of the parameters that came. unchanged: whether none came
-    because the run is not beyond the version that was asked about. done: whether the present try is over. refused:
+    answer: what became of the update, once told. version: of the parameters or rows that came. unchanged: whether none
+    came because the run is not beyond the version that was asked about. done: whether the present try is over. refused:
     whether the server has refused the exchange, so that the update surely left no trace. shared: the token of shared
-    memory that holds the update and takes the parameters, or b"". vectors: where the parameters lie there. late:
-    indices of parameters without a gradient that the header does not name, as it was sent before they were known.
+    memory that holds the update and takes what comes, or b"". rows_shared: whether rows lie there, too. vectors: where
+    the parameters lie there. late: indices of parameters without a gradient that the header does not name, as it was
+    sent before they were known.
     """
 
     def __init__(
         self,
         update: Update | None = None,
-        selection: data_pb2.Selection | None = None,
-        received: Received | None = None,
+        wanted: Wanted | None = None,
         shared: bytes = b"",
+        rows_shared: bool = False,
     ) -> None:
-        self.update, self._selection, self.received = update, selection, received
-        self.shared = shared
+        self.update = update
+        self._selection = wanted.selection if wanted else None
+        self.received = wanted.received if wanted else None
+        self.rows = wanted.rows if wanted else None
+        self.shared, self.rows_shared = shared, rows_shared
         self.vectors: list[data_pb2.SharedVector] = []
         self.answer: Answer | None = None
         self.version = 0
         self.unchanged = False
         self.done = False
         self.refused = False
-        self.total_bytes = (update.gradients.data_bytes if update else 0) + (received.size_bytes if received else 0)
+        self.total_bytes = (
+            (update.data_bytes if update else 0)
+            + (self.received.size_bytes if self.received else 0)
+            + (self.rows.size_bytes if self.rows else 0)
+        )
         self.late: list[int] = []
         self._sent_bytes = 0
         self._number = 0
@@ -67,24 +116,25 @@ class Exchange:
     def requests(self, number: int) -> Iterator[WorkRequest]:
         """The messages of one try, under this number. An update that has been answered is not sent again."""
         self._number, self.done, self._sent_bytes, self.refused, self.vectors = number, False, 0, False, []
-        self._staging = self.update is not None and self.answer is None
-        if self.update is None or self.answer is not None:
+        update = self.update
+        self._staging = update is not None and self.answer is None
+        if update is None or self.answer is not None:
             yield self.closing()
             return
-        stage = data_pb2.Stage(header=self.update.header, shared_memory=self.shared)
+        stage = data_pb2.Stage(header=update.header, shared_memory=self.shared)
+        if self.shared and update.gradients is not None:
+            self._sent_bytes += update.gradients.data_bytes
+        if self.rows_shared and update.rows is not None:
+            self._sent_bytes += update.rows.data_bytes
+            stage.rows.extend(update.rows.shared())
         request = data_pb2.WorkRequest(exchange=number, stage=stage)
-        if self.shared:
-            self._sent_bytes = self.update.gradients.data_bytes
-            request.MergeFrom(self.closing().message)
-            yield Outgoing(request)
-            return
-        messages = self.update.messages()
+        messages = update.messages(shared=bool(self.shared), rows_shared=self.rows_shared)
         pieces = next(messages)
         for following in messages:
-            yield self._with_ranges(request, pieces)
+            yield self._with_data(request, pieces)
             request, pieces = data_pb2.WorkRequest(exchange=number), following
         request.MergeFrom(self.closing().message)
-        yield self._with_ranges(request, pieces)
+        yield self._with_data(request, pieces)
 
     def begin(self, number: int) -> None:
         """Begin a try whose messages are made one by one, with `part`, and `closing` at the end."""
@@ -92,9 +142,12 @@ class Exchange:
 
     def part(self, header: data_pb2.UpdateHeader | None, pieces: list[Piece]) -> WorkRequest:
         """A message of such a try. header: in the first one."""
-        return self._with_ranges(
-            data_pb2.WorkRequest(exchange=self._number, stage=data_pb2.Stage(header=header)), pieces
-        )
+        request = data_pb2.WorkRequest(exchange=self._number, stage=data_pb2.Stage(header=header))
+        return self._with_data(request, Pieces(pieces))
+
+    def unshare(self) -> None:
+        """From now on send what was shared: the arrays are still here."""
+        self.shared, self.rows_shared = b"", False
 
     @property
     def meanwhile(self) -> Callable[[], object] | None:
@@ -107,7 +160,8 @@ class Exchange:
     @property
     def moved_bytes(self) -> int:
         """How much data has gone out and come in, in this try."""
-        return self._sent_bytes + (self.received.filled_bytes if self.received else 0)
+        received = (self.received.filled_bytes if self.received else 0) + (self.rows.filled_bytes if self.rows else 0)
+        return self._sent_bytes + received
 
     def closing(self) -> WorkRequest:
         """What the last message says. It alone is still sent where the answer comes before the update has all gone."""
@@ -115,6 +169,8 @@ class Exchange:
         closing = data_pb2.WorkRequest(exchange=self._number, commit=commit, selection=self._selection, last=True)
         if self._selection is not None:
             closing.selection.shared_memory = self.shared
+            if self.rows is not None:
+                closing.selection.rows.extend(self.rows.asked(shared=self.rows_shared))
         return Outgoing(closing)
 
     def take(self, incoming: Incoming[data_pb2.WorkResponse]) -> None:
@@ -138,11 +194,34 @@ class Exchange:
             self.vectors = list(response.parameters.vectors)
             if self.received is not None and not self.unchanged and not self.vectors:
                 self.received.begin()
+            if self.rows is not None:
+                self.rows.begin()
         if self.received is not None:
             for piece, data in zip(response.ranges, incoming.data, strict=True):
                 self.received.put(piece, data)
+        if self.rows is not None:
+            for rows, data in zip(response.rows, incoming.rows, strict=True):
+                self.rows.put(rows, data)
         self.done = response.done
 
-    def _with_ranges(self, request: data_pb2.WorkRequest, pieces: list[Piece]) -> WorkRequest:
-        self._sent_bytes += sum(piece.size_bytes for piece in pieces)
-        return Outgoing(request, [(piece.range(), piece.parts) for piece in pieces])
+    def _with_data(self, request: data_pb2.WorkRequest, pieces: Pieces) -> WorkRequest:
+        self._sent_bytes += pieces.size_bytes
+        ranges = [(piece.range(), piece.parts) for piece in pieces.ranges]
+        return Outgoing(request, ranges, [(piece.message(), [piece.data]) for piece in pieces.rows])
+
+
+def _with_rows(dense: Iterator[list[Piece]], rows: Iterator[list[RowsPiece]]) -> Iterator[Pieces]:
+    """Messages of gradients, then those of rows; the last and the first share one where they fit."""
+    pieces = Pieces(next(dense))
+    for following in dense:
+        yield pieces
+        pieces = Pieces(following)
+    first = Pieces([], next(rows))
+    if pieces.size_bytes + first.size_bytes <= RANGE_BYTES:
+        pieces = Pieces(pieces.ranges, first.rows)
+    else:
+        yield pieces
+        pieces = first
+    yield pieces
+    for message in rows:
+        yield Pieces([], message)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwell._exchange import Exchange
+from stepwell._layered import Layered
 from stepwell._receiving import Received
-from stepwell._run import Arrays, RunOperations
-from stepwell._worker import Layered
+from stepwell._run import RunOperations
+from stepwell._run_base import Arrays
 from stepwell.v1 import data_pb2
 
 

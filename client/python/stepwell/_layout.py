@@ -1,4 +1,4 @@
-"""Where parameters lie: groups, each one packed vector, and the parameters in them.
+"""Where parameters lie: groups, each one packed vector, and the parameters in them; and what rows the tables have.
 
 Offsets here count in the packed vector, without the padding that the server's flat vectors have between parameters:
 consecutive parameters of a group are contiguous, and that is what travels. Shared memory alone has the flat vectors.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.errors import Internal, UnknownParameter
+from stepwell.errors import Internal, UnknownParameter, UnknownTable
 from stepwell.v1 import run_pb2
 from stepwell.wire import decode_dtype
 
@@ -42,11 +42,30 @@ class Parameter:
     frozen: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of rows. index: its place in the spec; width: how many elements a row has."""
+
+    name: str
+    index: int
+    width: int
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+
 class Layout:
     """A whole layout. by_group: the parameters of each group, in the order of their offsets; trained: those without the
-    frozen ones. size_bytes: of all parameters."""
+    frozen ones. size_bytes: of all parameters. tables: by name, in order."""
 
-    def __init__(self, groups: Iterable[run_pb2.LayoutGroup], parameters: Iterable[run_pb2.LayoutParameter]) -> None:
+    def __init__(
+        self,
+        groups: Iterable[run_pb2.LayoutGroup],
+        parameters: Iterable[run_pb2.LayoutParameter],
+        tables: Iterable[run_pb2.LayoutTable] = (),
+    ) -> None:
         self.groups = tuple(
             Group(group.name, decode_dtype(group.dtype), group.packed_bytes, group.frozen) for group in groups
         )
@@ -56,6 +75,10 @@ class Layout:
         for parameter in self.parameters:
             by_group[parameter.group].append(parameter)
         self.by_group = tuple(tuple(sorted(members, key=lambda member: member.offset_bytes)) for members in by_group)
+        self.tables: Mapping[str, Table] = {
+            table.name: Table(table.name, index, table.width, decode_dtype(table.dtype))
+            for index, table in enumerate(tables)
+        }
         self._check()
         self.size_bytes = sum(group.packed_bytes for group in self.groups)
         # What every step goes through, one entry a parameter, so that a step of many small ones is quick.
@@ -85,6 +108,16 @@ class Layout:
                 )
             selected.append(self.by_name[name])
         return selected
+
+    def table(self, name: object) -> Table:
+        """The table of this name; raises UnknownTable."""
+        table = self.tables.get(name) if isinstance(name, str) else None
+        if table is None:
+            raise UnknownTable(
+                f"got table {name!r:.200}, expected one of {listed(self.tables)}; choose one of them",
+                {"got": str(name)[:200]},
+            )
+        return table
 
     def _parameter(self, index: int, parameter: run_pb2.LayoutParameter) -> Parameter:
         if parameter.group >= len(self.groups):
@@ -122,17 +155,19 @@ class LayoutPieces:
     def __init__(self) -> None:
         self._groups: list[run_pb2.LayoutGroup] = []
         self._parameters: list[run_pb2.LayoutParameter] = []
+        self._tables: list[run_pb2.LayoutTable] = []
         self.complete = False
 
     def add(self, piece: run_pb2.Layout) -> None:
         self._groups.extend(piece.groups)
         self._parameters.extend(piece.parameters)
+        self._tables.extend(piece.tables)
         self.complete = self.complete or piece.last
 
     def layout(self) -> Layout:
         if not self.complete:
             raise Internal("got a layout without its last piece, expected it whole; see the server's log")
-        return Layout(self._groups, self._parameters)
+        return Layout(self._groups, self._parameters, self._tables)
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

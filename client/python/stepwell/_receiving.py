@@ -264,19 +264,23 @@ def check_out(parameters: Sequence[Parameter], out: Mapping[str, Any]) -> None:
             f"got out= for {listed(sorted(out))}, expected arrays for {listed(sorted(names))}; give exactly these"
         )
     for parameter in parameters:
-        array = out[parameter.name]
-        if not (
-            isinstance(array, np.ndarray)
-            and array.shape == parameter.shape
-            and array.dtype == parameter.dtype
-            and array.flags.c_contiguous
-            and array.flags.writeable
-        ):
-            got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidValue(
-                f"out= for '{parameter.name}': got {got}, expected a writable C-contiguous {parameter.dtype.name} "
-                f"array of shape {parameter.shape}; make it with np.empty({parameter.shape}, np.{parameter.dtype.name})"
-            )
+        check_array_out(parameter.name, out[parameter.name], parameter.shape, parameter.dtype)
+
+
+def check_array_out(name: str, array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise InvalidValue for what is no array of this shape and dtype that can be filled."""
+    if not (
+        isinstance(array, np.ndarray)
+        and array.shape == shape
+        and array.dtype == dtype
+        and array.flags.c_contiguous
+        and array.flags.writeable
+    ):
+        got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise InvalidValue(
+            f"out= for '{name}': got {got}, expected a writable C-contiguous {dtype.name} array of shape {shape}; make "
+            f"it with np.empty({shape}, np.{dtype.name})"
+        )
 
 
 def flat_bytes(array: np.ndarray[Any, Any]) -> Bytes:

@@ -1,23 +1,14 @@
 """What can be done with a run. Written once; `stepwell.Run` blocks and `stepwell.aio.Run` is awaited."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from stepwell._calls import Settings, ask, collect, deliver
-from stepwell._descriptions import (
-    Answer,
-    Checkpoint,
-    Outcome,
-    Place,
-    RunDescription,
-    describe_checkpoint,
-    describe_run,
-)
-from stepwell._encoding import Decoder, Encoder
+from stepwell._calls import ask, collect, deliver
+from stepwell._descriptions import Checkpoint, RunDescription, describe_checkpoint, describe_run
 from stepwell._exchange import Exchange
-from stepwell._layout import Layout
+from stepwell._layered import Layered
 from stepwell._methods import (
     GET_RUN,
     GET_STATE,
@@ -28,87 +19,24 @@ from stepwell._methods import (
     SET_STATE,
     UPDATE_RUN,
 )
-from stepwell._operation import Connection, Driven, exclusive, operation
+from stepwell._operation import exclusive, operation
 from stepwell._progress import Transfer
-from stepwell._receiving import BufferPool, Received, Views
+from stepwell._receiving import Received, Views
 from stepwell._requests import Steps
-from stepwell._spec import encode_hyperparameters, encode_policy, encode_schedules, encode_update_hyperparameters
+from stepwell._row_operations import RowOperations
+from stepwell._run_base import Arrays
+from stepwell._spec import encode_hyperparameters, encode_policy, encode_schedules
 from stepwell._state import Array, State, StatePieces, state_bytes, state_requests
-from stepwell._worker import Layered, Select, Worker
-from stepwell.errors import InvalidValue, RunReplaced, RunRewound
-from stepwell.v1 import control_pb2, data_pb2, run_pb2
-
-Arrays = dict[str, Array]
+from stepwell.errors import RunReplaced, RunRewound
+from stepwell.v1 import control_pb2, data_pb2
 
 
-class RunOperations(Driven):
+class RunOperations(RowOperations):
     """A run on the server, as seen by one worker or reader. A context manager; made by create_run and get_run.
 
     A push or step makes the caller a worker of the run; whoever only reads never joins. Exchanges on one object follow
     one another, also from several threads: workers that shall push at the same time need a client each.
     """
-
-    def __init__(
-        self, connection: Connection, settings: Settings, pool: BufferPool, run: run_pb2.Run, *, created: bool
-    ) -> None:
-        super().__init__(connection)
-        self._settings = settings
-        self._pool = pool
-        self._worker = Worker(settings, run.name, run.uid, run.version)
-        spec = run.spec
-        self._worker.encoder = Encoder(spec.gradient_encoding) if spec.HasField("gradient_encoding") else None
-        self._decoder = Decoder(spec.parameter_encoding) if spec.HasField("parameter_encoding") else None
-        self._worker.loss_scale = run.loss_scale if run.HasField("loss_scale") else None
-        self._created = created
-        self._closed = False
-        self._own_gradients: Arrays | None = None
-        self._layered: Layered | None = None
-
-    def __del__(self) -> None:
-        self._worker.drop()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} '{self.name}' at version {self.version}>"
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self._worker.run
-
-    @property
-    def worker(self) -> str:
-        """The name under which this object joins, or has joined."""
-        return self._worker.name
-
-    @property
-    def created(self) -> bool:
-        """Whether the create_run that gave this object made the run; False where it existed."""
-        return self._created
-
-    @property
-    def version(self) -> int:
-        """The newest version of the run that this object was told of."""
-        return self._worker.version
-
-    @property
-    def last_answer(self) -> Answer | None:
-        """What became of the last update that was answered: committed or skipped, and at which version."""
-        return self._worker.last_answer
-
-    @property
-    def transport(self) -> Literal["shared_memory", "stream"]:
-        """How the last update went, and the next ones go: once this object has joined."""
-        return "stream" if self._worker.shared is None else "shared_memory"
-
-    @property
-    def place(self) -> Place | None:
-        """Where this worker stands among the live ones, as the server told last; None before it has joined."""
-        return self._worker.place
-
-    @property
-    def loss_scale(self) -> float | None:
-        """What to multiply the next loss by, as the last answer told; None without the transform `unscale`."""
-        return self._worker.loss_scale
 
     @exclusive
     def step(
@@ -121,6 +49,7 @@ class RunOperations(Driven):
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         loss_scale: float | None = None,
         sparsity_factor: float | None = None,
+        rows: Mapping[str, Any] | None = None,
         out: Arrays | None = None,
         timeout: float | None = None,
     ) -> Steps[Arrays]:
@@ -136,21 +65,22 @@ class RunOperations(Driven):
         sparsity_factor: for the transform sparsity_lr with source "client".
         hyperparameters: new numbers, set for good with this update's commit: {"lr": 0.1} for every group that has it,
         {"no_decay": {"lr": 0.1}} for one group.
+        rows: gradients of rows that go with the same commit, as {table: (ids, gradients)}; see push_rows.
         out: arrays to fill in place; only these parameters are returned. After an error their content is undefined.
         What `parameters()` gave stands for views like those.
         timeout: seconds for all of it. By default it waits while the server gives word. After TimedOut the update may
         have been applied or not; it cannot be any more once the next push has begun.
 
         The arrays belong to the caller. They have the version `run.version`: the update's own or a newer one.
-        Raises InvalidGradient before anything is sent; NonfiniteGradient and others, which leave the run as it was;
-        RunRewound, see there. With on_rewind="continue" the update of a run that went back is dropped instead, the
-        present parameters are returned, and last_answer says Outcome.REWOUND.
+        Raises InvalidGradient, InvalidRows before anything is sent; NonfiniteGradient and others, which leave the run
+        as it was; RunRewound, see there. With on_rewind="continue" the update of a run that went back is dropped
+        instead, the present parameters are returned, and last_answer says Outcome.REWOUND.
         """
         header = self._header(samples, loss, hyperparameters, loss_scale, sparsity_factor)
         received: list[Received] = []
         select = self._selecting(received, names=None, out=out)
         try:
-            yield from self._update(grads, inputs, header, select, "step", timeout)
+            yield from self._update(grads, inputs, header, select, "step", timeout, rows)
         except RunRewound as rewound:
             self._go_on(rewound)
             present = yield from self._fetch(None, None, out, timeout)
@@ -169,6 +99,7 @@ class RunOperations(Driven):
         inputs: Mapping[str, Mapping[str, Any]] | None = None,
         loss_scale: float | None = None,
         sparsity_factor: float | None = None,
+        rows: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Steps[int]:
         """Push gradients, return no parameters. The arguments are step's.
@@ -177,13 +108,7 @@ class RunOperations(Driven):
         With on_rewind="continue", and an update dropped because the run went back, the present version.
         """
         header = self._header(samples, loss, hyperparameters, loss_scale, sparsity_factor)
-        try:
-            exchange = yield from self._update(grads, inputs, header, None, "push", timeout)
-        except RunRewound as rewound:
-            self._go_on(rewound)
-            return self.version
-        assert exchange.answer is not None
-        return exchange.answer.committed_version
+        return (yield from self._push(grads, inputs, header, "push", timeout, rows))
 
     @exclusive
     def pull(
@@ -218,7 +143,8 @@ class RunOperations(Driven):
 
         With shared memory the server reads them where they are: `step(run.gradients())` copies nothing. Do not write to
         them while a step or push is under way: what the server reads is what counts. The same arrays come back as
-        long as `transport` stays the same; their content is the caller's alone, and undefined at first.
+        long as `transport` stays the same and what is shared suffices; others do, when an update has brought inputs or
+        more rows than before. Their content is the caller's alone, and undefined at first.
         """
         self._check_open()
         layout = yield from self._have_place()
@@ -233,8 +159,8 @@ class RunOperations(Driven):
     def parameters(self) -> Steps[Arrays]:
         """Read-only views of the present parameters, at version `run.version`; joins the run.
 
-        They are valid until the next step or pull. Give them to it as `out`, and take what it returns in their place:
-        with shared memory nothing is copied then.
+        They are valid until the next step, push or pull. Give them to a step or pull as `out`, and take what it returns
+        in their place: with shared memory nothing is copied then.
         """
         self._check_open()
         yield from self._have_place()
@@ -397,12 +323,6 @@ class RunOperations(Driven):
         self._closed = True
         yield from self._worker.leave()
 
-    def _moved(self, forked: bool) -> None:
-        self._worker.start_over(forked=forked)
-
-    def _join(self) -> Steps[None]:
-        yield from self._worker.join()
-
     @exclusive
     def _begin(
         self, header: data_pb2.UpdateHeader, received: list[Received] | None, out: Arrays | None, timeout: float | None
@@ -417,7 +337,7 @@ class RunOperations(Driven):
     @exclusive
     def _add(self, layered: Layered, name: str, gradient: Any) -> Steps[None]:
         """Take one of its gradients."""
-        yield from self._worker.add(layered, name, gradient)
+        yield from layered.add(name, gradient)
 
     @exclusive
     def _finish(self, layered: Layered) -> Steps[Exchange]:
@@ -429,92 +349,9 @@ class RunOperations(Driven):
     def _abandon(self, layered: Layered) -> Steps[None]:
         """Give it up."""
         self._layered = None
-        self._worker.abandon(layered)
+        layered.abandon()
         return
         yield  # makes this a generator
-
-    def _have_place(self) -> Steps[Layout]:
-        try:
-            return (yield from self._worker.have_place())
-        except RunRewound as rewound:
-            self._go_on(rewound)
-            return (yield from self._worker.have_place())
-
-    def _update(
-        self,
-        grads: Mapping[str, Any],
-        inputs: Mapping[str, Mapping[str, Any]] | None,
-        header: data_pb2.UpdateHeader,
-        select: Select | None,
-        call: str,
-        timeout: float | None,
-    ) -> Steps[Exchange]:
-        self._check_open()
-        return (yield from self._worker.update(grads, inputs, header, select, self._what(call), timeout))
-
-    def _header(
-        self,
-        samples: float | None,
-        loss: float | None,
-        hyperparameters: Mapping[str, Any] | None,
-        loss_scale: float | None,
-        sparsity_factor: float | None,
-    ) -> data_pb2.UpdateHeader:
-        """What an update carries, but for its identity and names."""
-        return data_pb2.UpdateHeader(
-            samples=samples or 0.0,
-            hyperparameters=encode_update_hyperparameters(hyperparameters),
-            loss=loss,
-            loss_scale=self.loss_scale if loss_scale is None else loss_scale,
-            sparsity_factor=sparsity_factor,
-        )
-
-    def _fetch(
-        self,
-        names: list[str] | None,
-        if_newer_than: int | None,
-        out: Arrays | None,
-        timeout: float | None,
-        of: str = "parameters",
-        exact: bool = False,
-    ) -> Steps[Arrays | None]:
-        self._check_open()
-        received: list[Received] = []
-        select = self._selecting(received, names=names, out=out, if_newer_than=if_newer_than, of=of, exact=exact)
-        exchange = yield from self._worker.fetch(select, self._what("pull"), timeout)
-        return None if exchange.unchanged else received[-1].arrays()
-
-    def _selecting(
-        self,
-        received: list[Received],
-        *,
-        names: list[str] | None,
-        out: Arrays | None,
-        if_newer_than: int | None = None,
-        of: str = "parameters",
-        exact: bool = False,
-    ) -> Select:
-        """Make the selection and what receives it once the layout is known; the latter is also put into `received`."""
-
-        def select(layout: Layout) -> tuple[data_pb2.Selection, Received]:
-            wanted = names if names is not None else list(out) if out is not None and type(out) is not Views else None
-            parameters = layout.parameters if wanted is None else layout.select(dict.fromkeys(wanted))
-            if not parameters and layout.parameters:
-                raise InvalidValue("got an empty choice of parameters, expected names, or None for all of them")
-            everything = len(parameters) == len(layout.parameters)
-            decoder = None if exact else self._decoder
-            received.append(Received(layout, parameters, self._pool, out, decoder))
-            selection = data_pb2.Selection(
-                run=self.name,
-                parameters=() if everything else sorted(parameter.index for parameter in parameters),
-                if_newer_than=if_newer_than,
-                run_uid=self._worker.uid,
-                point=of,
-                encoded=decoder is not None,
-            )
-            return selection, received[-1]
-
-        return select
 
     def _get_state(self) -> Steps[State]:
         layout = yield from self._worker.have_layout()
@@ -523,18 +360,3 @@ class RunOperations(Driven):
             self._settings, GET_STATE, request, lambda: StatePieces(layout, self._pool), self._what("get_state")
         )
         return pieces.state()
-
-    def _go_on(self, rewound: RunRewound) -> None:
-        """With on_rewind="continue" note that the update was dropped; else raise."""
-        if self._settings.on_rewind == "raise":
-            raise rewound
-        self._worker.last_answer = Answer(Outcome.REWOUND, rewound.version)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"run '{self.name}': got a call on a closed run; get it again with client.get_run")
-        if self._layered is not None:
-            raise RuntimeError(f"run '{self.name}': got a call within an update; leave the block of update() first")
-
-    def _what(self, call: str) -> str:
-        return f"run '{self.name}': {call}"

@@ -22,6 +22,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 SHARED_BYTES_MIN: Final = 256 << 10
 """Below this size a stream alone is as fast."""
 
+ROWS_BYTES_MIN: Final = 4 << 20
+"""The least size of the vector for rows: so that it is not made anew as batches grow."""
+
 _SECONDS_MAX: Final = 5.0
 # How many versions stay mapped: each worker of the run may hold one, and they take turns in the same few vectors.
 _MAPPED_MAX: Final = 64
@@ -34,8 +37,9 @@ _PEER: Final = struct.Struct("iII")  # pid, uid, gid
 class SharedMemory:
     """What one worker shares with the server until it closes this.
 
-    token: what stands for it in messages. inputs: the names for which it has vectors beside the gradients. Views stay
-    valid memory when it is closed; they are only shared no more.
+    token: what stands for it in messages. inputs: the names for which it has vectors beside the gradients. rows: the
+    vector for rows of tables, which both sides write to, as bytes; none where none was asked for. Views stay valid
+    memory when it is closed; they are only shared no more.
     """
 
     def __init__(self, layout: Layout, inputs: Sequence[str], response: data_pb2.ShareMemoryResponse) -> None:
@@ -60,6 +64,8 @@ class SharedMemory:
             for vector in response.vectors:
                 memory = self._fetch(vector, mmap.PROT_READ | mmap.PROT_WRITE)
                 self._own[vector.input].add(layout, vector.group, memory)
+            rows = self._fetch(response.rows, mmap.PROT_READ | mmap.PROT_WRITE) if response.HasField("rows") else b""
+            self.rows = np.frombuffer(rows, np.uint8)
             # Where what `fill` writes to lies, in order.
             flats = [np.frombuffer(flat, np.uint8) for own in self._own for flat in own.flat.values()]
             self._spans = sorted((_address(flat), _address(flat) + flat.nbytes) for flat in flats)
@@ -201,6 +207,11 @@ class _Vectors:
                 if parameter.size_bytes
                 else np.empty(parameter.shape, parameter.dtype)
             )
+
+
+def rows_vector_bytes(rows_bytes: int) -> int:
+    """How large a vector to ask for, for rows that take so many bytes; 0: for whatever comes."""
+    return max(ROWS_BYTES_MIN, 1 << max(0, rows_bytes - 1).bit_length())
 
 
 def _same_memory(array: np.ndarray[Any, Any], view: np.ndarray[Any, Any]) -> bool:

@@ -31,6 +31,22 @@ GROUP_KEYS: Final = (
     "definition",
 )
 
+TABLE_KEYS: Final = (
+    "name",
+    "width",
+    "dtype",
+    "initializer",
+    "seed",
+    "optimizer",
+    "flavor",
+    "hyperparameters",
+    "schedules",
+    "sparse_mode",
+    "rows_max",
+    "admission",
+    "eviction",
+)
+
 PARAMETER_OVERHEAD_BYTES: Final = 64
 """What one parameter takes in a spec beside its name and shape, generously."""
 
@@ -64,6 +80,7 @@ def encode_spec(
     report_norms: bool,
     encodings: Mapping[str, str | Mapping[str, Any]] | None,
     policy: str | Mapping[str, Any] | None,
+    tables: Iterable[Mapping[str, Any]],
 ) -> run_pb2.Spec:
     """The whole spec. What the contract cannot hold raises InvalidName, InvalidValue or InvalidSpec."""
     try:
@@ -81,6 +98,7 @@ def encode_spec(
             wrappers=[encode_part(values_pb2.Wrapper, part) for part in wrappers],
             report_norms=report_norms,
             policy=encode_policy(policy),
+            tables=[_table(table) for table in tables],
             **_encodings(encodings or {}),
         )
     except WireError as error:
@@ -185,6 +203,82 @@ def _group(group: Mapping[str, Any]) -> run_pb2.GroupSpec:
         schedules=encode_schedules(group.get("schedules")),
         frozen=bool(group.get("frozen", False)),
         definition=group.get("definition") or "",
+    )
+
+
+def _table(table: Mapping[str, Any]) -> run_pb2.TableSpec:
+    """A table of the spec. None stands for a default; what a number or a name means is the server's to say."""
+    if not isinstance(table, Mapping):
+        raise InvalidSpec(f"got the table {table!r:.200}, expected a dictionary with its 'name' and 'width'")
+    given = {name: value for name, value in table.items() if value is not None}
+    unknown = set(given) - set(TABLE_KEYS)
+    missing = [name for name in ("name", "width") if name not in given]
+    if unknown or missing:
+        got = f"the keys {sorted(map(str, unknown))}" if unknown else f"no '{missing[0]}'"
+        raise InvalidSpec(f"table {given!r:.200}: got {got}, expected name, width and some of {', '.join(TABLE_KEYS)}")
+    owner = f"table {given['name']!r:.100}"
+    for name in ("name", "optimizer", "flavor", "sparse_mode"):
+        if not isinstance(given.get(name, ""), str):
+            raise _wrong_kind(owner, name, given[name], "a text")
+    for name in ("hyperparameters", "schedules", "admission", "eviction"):
+        if not isinstance(given.get(name, {}), Mapping):
+            raise _wrong_kind(owner, name, given[name], "a dictionary")
+    initializer = given.get("initializer", {})
+    if isinstance(initializer, str):
+        initializer = {"name": initializer}
+    if not isinstance(initializer, Mapping):
+        raise _wrong_kind(owner, "initializer", initializer, "a name, or a dictionary with one")
+    try:
+        return run_pb2.TableSpec(
+            name=given["name"],
+            width=_whole(owner, "width", given["width"], 1, (1 << 32) - 1),
+            dtype=_table_dtype(given["dtype"]) if "dtype" in given else run_pb2.D_TYPE_UNSPECIFIED,
+            initializer=_values(owner, "initializer", initializer),
+            seed=_whole(owner, "seed", given.get("seed", 0), -(1 << 63), (1 << 63) - 1),
+            optimizer=given.get("optimizer", ""),
+            flavor=given.get("flavor", ""),
+            hyperparameters=encode_hyperparameters(given.get("hyperparameters")),
+            schedules=encode_schedules(given.get("schedules")),
+            sparse_mode=given.get("sparse_mode", ""),
+            rows_max=_whole(owner, "rows_max", given["rows_max"], 1, (1 << 64) - 1) if "rows_max" in given else 0,
+            admission=_values(owner, "admission", given.get("admission", {})),
+            eviction=_values(owner, "eviction", given.get("eviction", {})),
+        )
+    except UnicodeEncodeError as error:
+        raise InvalidName(
+            f"{owner}: got a name that is no text in UTF-8 ({error}), expected one; choose another"
+        ) from None
+
+
+def _table_dtype(dtype: Any) -> run_pb2.DType:
+    try:
+        return encode_dtype(np.dtype(dtype))
+    except TypeError:
+        raise WireError(f"got dtype {dtype!r:.100}, expected float32 or float64; choose one of them") from None
+
+
+def _whole(owner: str, name: str, value: Any, least: int, most: int) -> int:
+    """A whole number in bounds; raises InvalidValue."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise _wrong_kind(owner, name, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def _values(owner: str, name: str, arguments: Mapping[str, Any]) -> dict[str, values_pb2.Value]:
+    """Named arguments; raises InvalidValue for what is no value."""
+    encoded = {}
+    for key, value in arguments.items():
+        try:
+            encoded[str(key)] = encode_value(value)
+        except WireError as error:
+            raise InvalidValue(f"{owner}: {name}: '{key}': {error}", {"argument": str(key)}) from None
+    return encoded
+
+
+def _wrong_kind(owner: str, name: str, value: Any, expected: str) -> InvalidValue:
+    return InvalidValue(
+        f"{owner}: {name} is {value!r:.200}, expected {expected}; give such a value or leave it out",
+        {"argument": name, "got": f"{value!r:.200}", "expected": expected},
     )
 
 

@@ -7,10 +7,13 @@
     │   UnknownEncoding, UnknownPolicy
     ├── PolicyRefused            a change of the policy that would leave workers waiting for ever
     ├── StaleUpdate              taken at parameters that are older than the policy allows; pull, and go on from there
-    ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownWorker, UnknownCheckpoint, UnknownPoint
+    ├── UnknownRun, UnknownGroup, UnknownParameter, UnknownTable, UnknownWorker, UnknownCheckpoint, UnknownPoint
     ├── RunDiffers               a run of this name exists with another spec
     ├── RunReplaced              the run was deleted, and perhaps made anew, since it was joined
     ├── InvalidGradient          wrong name, shape or dtype; found before anything is sent
+    ├── InvalidRows              ids that are no int64, or rows of another number, width or dtype; likewise
+    ├── RowsNotSupported         an optimizer that cannot work on the rows of a table
+    ├── TableFull, TablesUnavailable
     ├── EncodingNotAllowed, InvalidEncoding
     ├── InvalidRange, IncompleteUpdate, GradientRequired, InputRequired, NonfiniteGradient
     ├── SequenceReused, SequenceTooOld, SequenceGap
@@ -120,6 +123,9 @@ class UnknownGroup(StepwellError): ...
 class UnknownParameter(StepwellError): ...
 
 
+class UnknownTable(StepwellError): ...
+
+
 class UnknownWorker(StepwellError): ...
 
 
@@ -142,6 +148,18 @@ class RunReplaced(StepwellError): ...
 
 
 class InvalidGradient(StepwellError): ...
+
+
+class InvalidRows(StepwellError): ...
+
+
+class RowsNotSupported(StepwellError): ...
+
+
+class TableFull(StepwellError): ...
+
+
+class TablesUnavailable(StepwellError): ...
 
 
 class InvalidRange(StepwellError): ...

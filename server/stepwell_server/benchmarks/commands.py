@@ -46,6 +46,9 @@ def bench(
     ] = ",".join(ENCODINGS),
     sizes: Annotated[str, typer.Option(help="Parameters of the runs in the table of growth.")] = "1e4,1e5,1e6,1e7,1e8",
     steps: Annotated[int, typer.Option(min=10, help="Steps over which the server's memory is watched.")] = 10_000,
+    table_rows: Annotated[
+        int, typer.Option(parser=_count, help="Rows of the embedding table; 1 KB each, on one side after the other.")
+    ] = 10_000_000,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the figures and every sample here.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw the tables into this PNG.")] = None,
 ) -> None:
@@ -66,5 +69,6 @@ def bench(
         encodings=_chosen(encodings, ENCODINGS, "row of encodings"),
         sizes=tuple(_count(text) for text in sizes.split(",")),
         steps=steps,
+        table_rows=table_rows,
     )
     measure(chosen, options, json, plot)

@@ -13,7 +13,7 @@ ITEM_BYTES = 4  # float32
 SEED = 0
 _TENSORS = 25
 
-TABLES = ("step", "encodings", "workers", "growth", "small", "memory", "steady", "start", "kernel", "kernels")
+TABLES = ("step", "encodings", "workers", "growth", "small", "memory", "steady", "start", "kernel", "kernels", "rows")
 TRANSPORTS = ("stream", "shared_memory")
 # Of gradients and of parameters.
 ENCODINGS = (
@@ -32,6 +32,7 @@ class Options:
     """size: parameters of the large run. rounds, small_rounds: timed turns of every row.
 
     workers: how many at once. sizes: of the runs whose growth is measured. steps: over which memory is watched.
+    table_rows: of the embedding table.
     """
 
     size: int
@@ -42,6 +43,7 @@ class Options:
     encodings: tuple[str, ...] = ENCODINGS
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
     steps: int = 10_000
+    table_rows: int = 10_000_000
 
     @property
     def size_bytes(self) -> int:

@@ -45,13 +45,19 @@ def print_table(table: Table) -> None:
 
 def describe_machine(options: Options) -> dict[str, str]:
     """What the figures depend on."""
+    given = f"{options.size:,} parameters, {options.rounds} rounds, {options.small_rounds} small rounds"
+    return {**describe_host(options.threads), "options": given}
+
+
+def describe_host(threads: int | None = None) -> dict[str, str]:
+    """The date, this machine, its load now, and the versions of what runs on it. threads: how many are used."""
+    cores = threads or len(os.sched_getaffinity(0))
     return {
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{options.threads} cores of {_processor()}, {_memory_gigabytes():.0f} GB of memory",
+        "machine": f"{cores} cores of {_processor()}, {_memory_gigabytes():.0f} GB of memory",
         "load before": f"{os.getloadavg()[0]:.2f} over the last minute",
         "system": platform.platform(),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
-        "options": f"{options.size:,} parameters, {options.rounds} rounds, {options.small_rounds} small rounds",
     }
 
 

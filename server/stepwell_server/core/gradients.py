@@ -6,11 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepwell_server.core.compiler.definition import GIVEN_NUMBERS, read_rule
 from stepwell_server.core.compiler.program import Program, specialise
 from stepwell_server.core.devices.device import Device
 from stepwell_server.core.group import GroupCommit, Launch, reduce_together
+from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.transforms import Transforming
 
@@ -70,12 +72,18 @@ def transform_gradients(
         launch.run(arrays)
 
 
-def measure(device: Device, vectors: Sequence[tuple[GroupCommit, Vector]]) -> tuple[float, ...]:
-    """The norms, for p = 1, 2 and infinity, of vectors laid out as groups, all together."""
+def measure(
+    device: Device, vectors: Sequence[tuple[LayoutGroup, Vector, NDArray[np.bool_] | None]]
+) -> tuple[float, ...]:
+    """The norms, for p = 1, 2 and infinity, of vectors laid out as groups, all together.
+
+    Each with which of its parameters count, None for all.
+    """
     launches = []
-    for group, vector in vectors:
-        scalars = dict.fromkeys(NORMS.scalars, np.zeros(len(group.steps)))
-        launch = Launch(device, group.group.layout.state, NORMS, {}, group.steps, scalars, None, {})
+    for layout, vector, present in vectors:
+        count = len(layout.indices)
+        scalars = dict.fromkeys(NORMS.scalars, np.zeros(count))
+        launch = Launch(device, layout, NORMS, {}, np.zeros(count, np.int64), scalars, present, {})
         launches.append((launch, {"param": vector, "grad": vector}))
     reduce_together(launches, "group")
     return next((row.reductions for launch, _ in launches for row in launch.rows), (0.0, 0.0, 0.0))

@@ -16,7 +16,7 @@ from stepwell_server.core.errors import InvalidValue
 from stepwell_server.core.layout import LayoutGroup
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.pieces import Pieces, whole
-from stepwell_server.core.settings import Moment, Settings
+from stepwell_server.core.settings import Moment, Settings, damped
 
 Scalars = dict[str, NDArray[np.float64]]
 
@@ -206,6 +206,11 @@ class GroupCommit:
         return [Size(elements * rule.scratch, layout.dtype)]
 
     @property
+    def layout(self) -> LayoutGroup:
+        """How the vectors lie, but for slots of other shapes."""
+        return self.group.layout.state
+
+    @property
     def arrays(self) -> dict[str, Vector]:
         """The vectors as kernels know them, before the commit."""
         vectors = {name or "param": held.vector for name, held in self.group.vectors.items()}
@@ -361,9 +366,7 @@ class GroupState:
 
         damping: what the learning rate is multiplied by.
         """
-        values = settings.at(moment)
-        if damping != 1.0:
-            values["lr"] = damping * float(values["lr"])  # type: ignore[arg-type]  # a number, see `fit_policy`
+        values = damped(settings.at(moment), damping)
         steps = self.steps + (1 if present is None else present)
         program = settings.program_with(inputs)
         launch = Launch(device, self.layout.state, program, values, steps, self.scalars, present, given)

@@ -212,8 +212,6 @@ def _offsets(sizes: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _check(parameters: Sequence[ParameterSpec]) -> None:
-    if not parameters:
-        raise InvalidSpec("the spec has no parameters, expected at least one; name them")
     seen = set()
     total = 0
     for parameter in parameters:

@@ -86,8 +86,8 @@ class Memory:
             raise self._refusal(sizes, purpose)
         return vectors
 
-    def try_allocate(self, sizes: Sequence[Size]) -> list[Vector] | None:
-        """All the vectors, or None if the budget does not hold them now."""
+    def try_allocate(self, sizes: Sequence[Size], spare_bytes: int = 0) -> list[Vector] | None:
+        """All the vectors, or None if the budget does not hold them now, and so many bytes beside."""
         if not sizes:
             return []
         private = [size for size in sizes if not size.owner]
@@ -96,7 +96,7 @@ class Memory:
             owned = Counter(size for size in sizes if size.owner)
             needed += sum(self._beyond_quota(size, count) * size.size_bytes for size, count in owned.items())
         taken = self._taken_bytes()
-        if taken + needed > self.bytes_max:
+        if taken + needed + spare_bytes > self.bytes_max:
             return None
         kept = self._kept_bytes()
         if (

@@ -8,16 +8,18 @@ time; the service holds the run's lock. Readers take a `Hold` between commits an
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.arguments import unknown
-from stepwell_server.core.combining import Accumulated, combine, fold
+from stepwell_server.core.changes import change
+from stepwell_server.core.combining import Accumulated, check_fits, combine, fold
 from stepwell_server.core.compiler.program import Program
 from stepwell_server.core.coordinator import Coordinator
+from stepwell_server.core.delays import COMPENSATION, Bases, compensate
 from stepwell_server.core.errors import (
     EtagMismatch,
     InputRequired,
@@ -25,7 +27,6 @@ from stepwell_server.core.errors import (
     LimitExceeded,
     NonfiniteGradient,
     UnknownArgument,
-    UnknownGroup,
     UnknownPoint,
     VersionMismatch,
 )
@@ -34,8 +35,9 @@ from stepwell_server.core.group import GroupCommit, GroupState, Held, Launch, re
 from stepwell_server.core.layout import Layout
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.policies import parse_policy
-from stepwell_server.core.settings import ACCUMULATOR, Moment, Settings, expand_aliases, settings_from_data
-from stepwell_server.core.spec import RunSpec, Schedules, fit_policy
+from stepwell_server.core.settings import ACCUMULATOR, Moment, RunSettings, Settings, settings_from_data
+from stepwell_server.core.spec import RunSpec, Schedules, check_policy, fit_policy
+from stepwell_server.core.tables import Brought, Table, TableHold, Tables, TablesCommit
 from stepwell_server.core.transforms import LossScale, Transforming, sparsity_lr, unscale
 from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome, Workers
@@ -57,7 +59,8 @@ class Commit:
     """What an update will do: `copies_needed`, `ready`, `apply`. Nothing of the run is written before `apply`.
 
     header: of the update, or of several combined ones. samples: the run's sum after it. given: the numbers that came
-    with the update.
+    with the update. tables: what it does to tables, planned beside by whoever has memory for it. bases: by group, the
+    parameters at which the gradients were taken, where these are to be corrected for what has changed since.
     """
 
     header: UpdateHeader
@@ -66,6 +69,9 @@ class Commit:
     samples: float
     given: Mapping[str, float]
     report_norms: bool
+    tables: TablesCommit | None = None
+    bases: Sequence[Vector] | None = None
+    delay_compensation: float = 0.0
     norms: list[tuple[float, ...]] = field(default_factory=list)
 
     def copies_needed(self) -> list[tuple[GroupCommit, str]]:
@@ -86,8 +92,11 @@ class Commit:
         steering = [each for each in self.transforms if each.definition is unscale]
         for transforming in steering:
             transform_gradients(device, self.groups, transforming, self.given)
+        if self.bases is not None:
+            for group, base in zip(self.groups, self.bases, strict=True):
+                compensate(device, group, base, self.delay_compensation)
         if self.report_norms:
-            self.norms.append(measure(device, [(group, group.inputs["grad"]) for group in self.groups]))
+            self.norms.append(measure(device, [(group.layout, group.inputs["grad"], None) for group in self.groups]))
         for transforming in self.transforms[len(steering) :]:
             transform_gradients(device, self.groups, transforming, self.given)
         # Groups of one optimizer that works on all its tensors share their sums, whatever their dtypes.
@@ -107,8 +116,10 @@ class Commit:
         """Run the kernels; safe on any thread, cannot fail."""
         for group in self.groups:
             group.apply(memory.device)
+        if self.tables is not None:
+            self.tables.apply()
         if self.report_norms:
-            self.norms.append(measure(memory.device, [(group, group.parameters) for group in self.groups]))
+            self.norms.append(measure(memory.device, [(group.layout, group.parameters, None) for group in self.groups]))
 
     def ready_and_apply(self, memory: Memory) -> None:
         self.ready(memory)
@@ -122,6 +133,7 @@ class Hold:
     run: "Run"
     version: int
     groups: list[dict[str, Held]]
+    tables: list[TableHold] = field(default_factory=list)
     _released: bool = field(default=False)
 
     def release(self) -> None:
@@ -158,6 +170,8 @@ class Run:
         self.coordinator = Coordinator(self.workers, parse_policy(spec.policy))
         self.accumulated = Accumulated()
         self.groups: list[GroupState] = []
+        self.tables = Tables(name)
+        self.bases = Bases()
 
     @property
     def _steers(self) -> bool:
@@ -184,7 +198,9 @@ class Run:
 
     @property
     def state_bytes(self) -> int:
-        return sum(group.state_bytes() for group in self.groups)
+        waiting = sum(vector.nbytes for each in self.accumulated.rows for vector in each.rows.vectors)
+        groups = sum(group.state_bytes() for group in self.groups)
+        return groups + self.tables.state_bytes + waiting + self.bases.size_bytes
 
     @staticmethod
     def state_sizes(layout: Layout, settings: Sequence[Settings | None]) -> list[dict[str, Size]]:
@@ -199,17 +215,26 @@ class Run:
             programs = [chosen.program, chosen.program_with(()), *chosen.points.values()]
             programs += [transform_program(each) for each in self.spec.parsed_transforms if not each.definition.arrays]
             programs += [NORMS] if self.spec.report_norms else []
+            programs += [COMPENSATION] if self.coordinator.policy.needs_base else []
             for program in programs:
                 self.memory.device.compile(program, group.state.dtype)
 
-    def begin(self, settings: Sequence[Settings | None], vectors: Sequence[Mapping[str, Vector]]) -> None:
-        """Take the state's vectors, the parameters in place, and set the slots."""
+    def begin(
+        self,
+        settings: Sequence[Settings | None],
+        vectors: Sequence[Mapping[str, Vector]],
+        tables: Sequence[Table] = (),
+    ) -> None:
+        """Take the state's vectors, the parameters in place, and set the slots; and tables without rows."""
+        self.tables = Tables(self.name, tables)
         self.groups = [
             GroupState(group, chosen, taken)
             for group, chosen, taken in zip(self.layout.groups, settings, vectors, strict=True)
         ]
         for group in self.groups:
             group.initialise_slots(self.memory.device, self.moment)
+        self.coordinator.policy.folds_early = self.folds_early
+        self.keep_base()
 
     # Updates.
 
@@ -217,11 +242,16 @@ class Run:
         """The vectors that `stage` needs."""
         return Staging.sizes(self.layout, [group.settings for group in self.groups], header)
 
-    def stage(self, header: UpdateHeader, vectors: Mapping[Key, Vector]) -> Staging:
-        """Begin an update in vectors of `staging_sizes`; raises what is wrong with its header."""
-        self.settings_with(header)
+    def row_sizes(self, header: UpdateHeader) -> list[Size]:
+        """The vectors that `stage` needs for rows. Raises UnknownTable, LimitExceeded."""
+        return self.tables.staging_sizes(header.rows) if header.rows else []
+
+    def stage(self, header: UpdateHeader, vectors: Mapping[Key, Vector], for_rows: Sequence[Vector] = ()) -> Staging:
+        """Begin an update in vectors of `staging_sizes` and `row_sizes`; raises what is wrong with its header."""
+        if header.hyperparameters:
+            self.settings_with(header)
         settings = [group.settings for group in self.groups]
-        for transforming in self.spec.parsed_transforms:
+        for transforming in self.spec.parsed_transforms if not header.rows_only else ():
             needed = transforming.definition is sparsity_lr and transforming.values["source"] == "client"
             if needed and "sparsity_factor" not in header.given:
                 raise InputRequired(
@@ -235,9 +265,15 @@ class Run:
             self.layout,
             settings,
             vectors,
-            self.spec.nonfinite != "allow",
+            self.checks_finite,
             self.spec.parsed_gradient_encoding,
+            self.tables.stage(header.rows, for_rows, self.checks_finite) if header.rows else None,
         )
+
+    @property
+    def checks_finite(self) -> bool:
+        """Whether gradients are tested for NaN and infinity."""
+        return self.spec.nonfinite != "allow"
 
     def recall(self, identity: Identity) -> Answer | None:
         """The answer of an update that was made before, None for the worker's next; raises as `Workers.recall`."""
@@ -251,11 +287,16 @@ class Run:
                 f"run '{self.name}': the update has inputs {list(staging.header.inputs)}, expected none, since the "
                 "policy accumulates gradients and nothing else; leave them out, or accumulate 1"
             )
-        if staging.nonfinite is not None:
+        if staging.header.rows_only and self.coordinator.policy.accumulates and self.groups:
+            raise InvalidValue(
+                f"run '{self.name}': the update has rows only, expected gradients, too, since the policy accumulates "
+                "both; send them in one update, or accumulate 1"
+            )
+        if not staging.is_finite:
             if self.loss_scale is not None:
                 self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=False)
             elif self.spec.nonfinite == "reject":
-                name = staging.nonfinite_parameter()
+                name = staging.nonfinite_owner()
                 raise NonfiniteGradient(
                     f"run '{self.name}': the gradient for '{name}' holds a NaN or an infinity, expected finite values; "
                     "find "
@@ -266,10 +307,11 @@ class Run:
             return True
         return False
 
-    def prepare(self, staging: Staging, damping: float = 1.0) -> Commit:
+    def prepare(self, staging: Staging, damping: float = 1.0, base_version: int | None = None) -> Commit:
         """Plan the commit of a checked update; `Commit.ready` does the rest of what can fail.
 
-        damping: what the learning rate is multiplied by. Raises what is wrong; then nothing has changed.
+        damping: what the learning rate is multiplied by. base_version: at which the gradients were taken; None for the
+        present one. Raises what is wrong; then nothing has changed.
         """
         samples = self.samples + staging.header.samples
         if not math.isfinite(samples):
@@ -277,8 +319,9 @@ class Run:
                 f"run '{self.name}': {self.samples} samples and {staging.header.samples} more are beyond float64, "
                 "expected a finite sum; send smaller numbers"
             )
-        settings = self.settings_with(staging.header)
-        given = dict(staging.header.given)
+        header = staging.header
+        settings = self.settings_with(header)
+        given = dict(header.given)
         if self.loss_scale is not None:
             given.setdefault("loss_scale", self.loss_scale.scale)
         groups = [
@@ -291,10 +334,42 @@ class Run:
                 given,
                 damping,
             )
-            for number, chosen in enumerate(settings)
-            if chosen is not None
+            for number, chosen in enumerate(settings.groups)
+            if chosen is not None and not header.rows_only
         ]
-        return Commit(staging.header, groups, self.spec.parsed_transforms, samples, given, self.spec.report_norms)
+        tables: TablesCommit | None = None
+        if self.tables:
+            # Rows have no transforms; what the loss was multiplied by is taken out here.
+            scale = given["loss_scale"] if self.loss_scale is not None else 1.0
+            brought = [Brought(each.rows, each.factor / scale) for each in staging.brought]
+            moment, finite = self.moment, self.checks_finite
+            tables = self.tables.prepare(brought, moment, settings.tables, given, damping, finite)
+        transforms = () if header.rows_only else self.spec.parsed_transforms
+        commit = Commit(header, groups, transforms, samples, given, self.spec.report_norms, tables)
+        if base_version is not None and self.coordinator.policy.needs_base:
+            found = self.bases.find(base_version)
+            if found is not None:
+                commit.bases = [base for base, group in zip(found, self.groups, strict=True) if group.settings]
+            commit.delay_compensation = float(self.coordinator.policy.values["delay_compensation"])  # type: ignore[arg-type]  # a number
+        return commit
+
+    def keep_base(self) -> None:
+        """Keep the present version for gradients that will be taken at it, if the policy wants that."""
+        policy = self.coordinator.policy
+        if not policy.needs_base:
+            self.bases.clear()
+        elif self.bases.newest != self.version:
+            self.bases.keep(self.hold(), policy.bases_count)
+
+    def measure(self, staging: Staging) -> float:
+        """The Euclidean norm of an update's gradients, unscaled; safe on any thread."""
+        (scale,) = self._scales([staging])
+        vectors = [
+            (transfer.layout.state, transfer.vector, staging.present_in(group))
+            for (group, number), transfer in staging.transfers.items()
+            if not number
+        ]
+        return measure(self.memory.device, vectors)[1] / scale
 
     @property
     def combines(self) -> bool:
@@ -305,18 +380,77 @@ class Run:
         """Make the first update the average of all, and of what was accumulated; safe on any thread."""
         whole = combine(self.memory.device, stagings, self._scales(stagings), self._accumulator(), self.accumulated)
         first = stagings[0]
-        first.become(whole.header(first.header, unscaled=self._steers))
+        first.become(whole.header(first.header, unscaled=self._steers), list(whole.rows))
 
-    def fold(self, stagings: Sequence[Staging]) -> Accumulated:
-        """Add updates to the accumulator, which nobody else reads meanwhile; safe on any thread.
+    @property
+    def folds_early(self) -> bool:
+        """Whether updates that wait for others need not wait in memory; not those with inputs beside the gradients."""
+        return all(
+            group.settings is None or (group.settings.accumulates and not group.settings.definition.inputs)
+            for group in self.groups
+        )
 
-        What is returned is what the run has accumulated from then on.
+    def fold(self, staging: Staging) -> Accumulated:
+        """Make an update the sum of what is accumulated and of itself; safe on any thread. Raises NonfiniteGradient."""
+        check_fits(self.name, self.accumulated, staging.header)
+        (scale,) = self._scales([staging])
+        folded = fold(self.memory.device, staging, scale, self._accumulator(), self.accumulated)
+        if staging.borrowed:  # what a worker can write to cannot become the accumulator
+            for (group, _), transfer in staging.transfers.items():
+                self.memory.device.copy(transfer.vector, self.groups[group].vectors[ACCUMULATOR].vector)
+        return folded
+
+    def accumulate(self, staging: Staging, folded: Accumulated) -> None:
+        """Go over to the accumulator that `fold` has made of an update, which gives its memory for it."""
+        unneeded = []
+        for (group, _), transfer in () if staging.borrowed else staging.transfers.items():
+            before = self.groups[group].vectors[ACCUMULATOR]
+            self.groups[group].vectors[ACCUMULATOR] = Held(transfer.vector)
+            unneeded += [] if before.holders else [before.vector]
+        staging.give_up()
+        self.accumulated = folded
+        self.memory.free(unneeded)
+
+    def stage_nothing(self, header: UpdateHeader) -> Staging:
+        """An update whose vectors are somewhere else."""
+        return Staging(self.name, header, self.layout, [None] * len(self.groups), {}, self.checks_finite)
+
+    def stage_accumulated(self, vectors: Mapping[Key, Vector], worker: str) -> Staging:
+        """What is accumulated as an update of its own, where nothing else makes the commit. Safe on any thread.
+
+        vectors: of `accumulated_sizes`, or the accumulator's own. worker: one of whom it comes.
         """
-        accumulator = self._accumulator(empty=True)
-        return fold(self.memory.device, stagings, self._scales(stagings), accumulator, self.accumulated)
+        for (group, _), vector in vectors.items():
+            self.memory.device.copy(self.groups[group].vectors[ACCUMULATOR].vector, vector)
+        settings = [group.settings for group in self.groups]
+        identity = Identity(self.name, self.uid, self.generation, worker, 0, 0, b"", self.version)
+        like = UpdateHeader(identity, rows_only=self.accumulated.rows_only)
+        header = self.accumulated.header(like, unscaled=self._steers)
+        staging = Staging(self.name, header, self.layout, settings, vectors, self.checks_finite)
+        factor = 1.0 / self.accumulated.weight
+        for transfer in staging.transfers.values():
+            layout = transfer.layout.state
+            whole = layout.pieces([(0, layout.packed_bytes)])
+            self.memory.device.fold(transfer.vector, transfer.vector, *whole, factor, 0.0)
+        staging.become(header, [Brought(each.rows, each.factor * factor) for each in self.accumulated.rows])
+        return staging
+
+    def restore_accumulator(self) -> None:
+        """Undo what `stage_accumulated` did to the accumulator's own vectors, to within a rounding."""
+        for vector in self._accumulator().values():
+            whole = np.zeros(1, np.int64), np.array([len(vector)], np.int64)
+            self.memory.device.fold(vector, vector, *whole, self.accumulated.weight, 0.0)
+
+    @property
+    def accumulated_sizes(self) -> dict[Key, Size]:
+        """The vectors that `stage_accumulated` needs."""
+        if self.accumulated.rows_only:
+            return {}
+        numbered = enumerate(self.groups)
+        return {(number, 0): group.accumulator_size for number, group in numbered if ACCUMULATOR in group.vectors}
 
     def held_accumulators(self) -> list[GroupState]:
-        """The groups whose accumulator is held by a reader, and must be moved before a fold."""
+        """The groups whose accumulator is held by a reader, and must be moved before it is written to."""
         return [group for group in self.groups if ACCUMULATOR in group.vectors and group.vectors[ACCUMULATOR].holders]
 
     def move_accumulators(self, groups: Sequence[GroupState], vectors: Sequence[Vector]) -> None:
@@ -325,9 +459,9 @@ class Run:
             self.memory.device.copy(group.vectors[ACCUMULATOR].vector, vector)
             group.vectors[ACCUMULATOR] = Held(vector)
 
-    def _accumulator(self, *, empty: bool = False) -> dict[int, Vector]:
-        """The accumulator's vectors by group, if it holds something. empty: even if not."""
-        if not self.accumulated.weight and not empty:
+    def _accumulator(self) -> dict[int, Vector]:
+        """The accumulator's vectors by group, if it holds something."""
+        if not self.accumulated.weight:
             return {}
         return {
             number: group.vectors[ACCUMULATOR].vector
@@ -344,13 +478,21 @@ class Run:
         """Make an applied commit the present version; returns its answer, which is to be stored."""
         for group in commit.groups:
             self.memory.free(group.group.finish(group))
+        if commit.tables is not None:
+            self.memory.free(commit.tables.finish())
         self.version += 1
-        self.accumulated = Accumulated()
+        self._forget_accumulated()
         self.changes += bool(commit.header.hyperparameters)
         self.samples = commit.samples
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(self.spec.parsed_transforms[0], finite=True)
+        self.keep_base()
         return self.make_answer(Outcome.COMMITTED, tuple(commit.norms))
+
+    def _forget_accumulated(self) -> None:
+        if self.accumulated.rows:
+            self.memory.free([vector for each in self.accumulated.rows for vector in each.rows.vectors])
+        self.accumulated = Accumulated()
 
     # Readers.
 
@@ -375,7 +517,7 @@ class Run:
         for group in groups:
             for held in group.values():
                 held.holders += 1
-        return Hold(self, self.version, groups)
+        return Hold(self, self.version, groups, self.tables.hold() if whole else [])
 
     def release(self, hold: Hold) -> None:
         """End a hold; vectors that a commit has superseded are freed with their last holder."""
@@ -386,7 +528,7 @@ class Run:
                 held.holders -= 1
                 if held.holders == 0 and id(held) not in current:
                     unneeded.append(held.vector)
-        self.memory.free(unneeded)
+        self.memory.free([*unneeded, *Tables.release(hold.tables)])
 
     # Sharing.
 
@@ -439,6 +581,7 @@ class Run:
         return (
             not self.spec.parsed_transforms
             and not self.spec.report_norms
+            and not self.coordinator.policy.needs_base
             and all(
                 chosen is None or (chosen.array_program is None and len(chosen.program.stages) == 1)
                 for chosen in (group.settings for group in self.groups)
@@ -449,7 +592,8 @@ class Run:
     def keeps_gradients(self) -> bool:
         """Whether commits read gradients only, so that they may lie in a worker's memory."""
         arrays = any(group.settings and group.settings.array_program for group in self.groups)
-        return not self.spec.parsed_transforms and not arrays and not self.combines
+        written = self.combines or self.coordinator.policy.needs_base
+        return not self.spec.parsed_transforms and not arrays and not written
 
     # Changes.
 
@@ -462,11 +606,11 @@ class Run:
         keep_clock: bool,
         etag: str,
         policy: Mapping[str, Any] | None = None,
-    ) -> list[Settings | None]:
-        """The settings of every group after a change; `set_settings` makes them the present ones.
+    ) -> RunSettings:
+        """The settings of every group and table after a change; `set_settings` makes them the present ones.
 
-        group "": every group that has what changes. policy: the one that they must fit. Raises EtagMismatch,
-        UnknownGroup, UnknownArgument, ChangeRefused and what is wrong with the values.
+        group "": every group and table that has what changes. policy: the one that they must fit. Raises EtagMismatch,
+        UnknownGroup, UnknownArgument, ChangeRefused, RowsNotSupported and what is wrong with the values.
         """
         if etag and etag != self.etag:
             raise EtagMismatch(
@@ -474,10 +618,15 @@ class Run:
                 got=self.etag,
                 expected=etag,
             )
-        settings = [state.settings for state in self.groups]
+        before = self.settings
         if policy is not None:
-            settings = [fit_policy(chosen, parse_policy(policy)) for chosen in settings]
-        return self._select(settings, group, hyperparameters, schedules, removed, keep_clock)
+            wanted = parse_policy(policy)
+            before = RunSettings([fit_policy(chosen, wanted) for chosen in before.groups], before.tables)
+            for chosen in before.tables:
+                check_policy(chosen, wanted)
+        after = self._changed(before, group, hyperparameters, schedules, removed, keep_clock)
+        self.tables.check_settings(after.tables)
+        return after
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Take metrics: schedules that wait for one follow. Raises InvalidValue, UnknownArgument, LimitExceeded."""
@@ -492,31 +641,41 @@ class Run:
                 f"run '{self.name}': {len(known)} metrics, expected at most {_METRICS_MAX} with names of at most "
                 f"{_METRIC_NAME_MAX} characters; report fewer"
             )
-        settings = [group.settings and group.settings.reported(metrics, self.moment) for group in self.groups]
+        before, moment = self.settings, self.moment
+        after = RunSettings(
+            [chosen and chosen.reported(metrics, moment) for chosen in before.groups],
+            [chosen.reported(metrics, moment) for chosen in before.tables],
+        )
         self.metrics = known
-        self.set_settings(settings)
+        self.set_settings(after)
 
-    def slots_needed(self, settings: Sequence[Settings | None]) -> list[Size]:
+    def slots_needed(self, settings: RunSettings) -> list[Size]:
         """Accumulators that these settings have and the present ones have not."""
         return [self.groups[number].accumulator_size for number in self._lacking(settings)]
 
-    def add_slots(self, settings: Sequence[Settings | None], vectors: Sequence[Vector]) -> None:
+    def add_slots(self, settings: RunSettings, vectors: Sequence[Vector]) -> None:
         """Take vectors of `slots_needed`; the settings follow."""
         for number, vector in zip(self._lacking(settings), vectors, strict=True):
             self.memory.device.fill(vector, 0.0)
-            self.groups[number].add(ACCUMULATOR, vector, settings[number])
+            self.groups[number].add(ACCUMULATOR, vector, settings.groups[number])
 
-    def _lacking(self, settings: Sequence[Settings | None]) -> list[int]:
+    def _lacking(self, settings: RunSettings) -> list[int]:
         return [
             number
-            for number, (chosen, group) in enumerate(zip(settings, self.groups, strict=True))
+            for number, (chosen, group) in enumerate(zip(settings.groups, self.groups, strict=True))
             if chosen is not None and chosen.accumulates and ACCUMULATOR not in group.vectors
         ]
 
-    def set_settings(self, settings: Sequence[Settings | None]) -> None:
+    @property
+    def settings(self) -> RunSettings:
+        """The present ones."""
+        return RunSettings([group.settings for group in self.groups], self.tables.settings)
+
+    def set_settings(self, settings: RunSettings) -> None:
         """Make changed settings the present ones, from the next commit on."""
-        for group, chosen in zip(self.groups, settings, strict=True):
+        for group, chosen in zip(self.groups, settings.groups, strict=True):
             group.settings = chosen
+        self.tables.set_settings(settings.tables)
         self.changes += 1
 
     # Whole states.
@@ -536,8 +695,10 @@ class Run:
         samples: float,
         arrays: Sequence[GroupArrays],
         settings: Sequence[Settings | None] | None,
+        tables: Sequence[Table] | None = None,
     ) -> None:
-        """Go over to another state and a new generation; every worker must join again."""
+        """Go over to another state and a new generation; every worker must join again. tables: None for the present."""
+        self.bases.clear()
         before = self.groups
         chosen = [group.settings for group in before] if settings is None else settings
         self.groups = [
@@ -547,12 +708,18 @@ class Run:
         self.version = version
         self.samples = samples
         self.rewind(generation)
-        self.memory.free([held.vector for group in before for held in group.vectors.values() if held.holders == 0])
+        unneeded = [held.vector for group in before for held in group.vectors.values() if held.holders == 0]
+        if tables is not None:
+            unneeded += self.tables.drop()
+            self.tables = Tables(self.name, tables)
+        self.memory.free(unneeded)
 
     def rewind(self, generation: int) -> None:
         """The run went back to its present version: every worker must join again, and what was accumulated is gone."""
         self.coordinator.rewind(generation, self.version)
-        self.accumulated = Accumulated()
+        self._forget_accumulated()
+        self.bases.clear()
+        self.keep_base()
 
     def to_data(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data, for a snapshot."""
@@ -571,6 +738,7 @@ class Run:
             "workers": self.workers.to_data(),
             "coordinator": self.coordinator.to_data(),
             "accumulated": self.accumulated.to_data(),
+            "tables": [],
         }
 
     def to_data_after(
@@ -602,16 +770,28 @@ class Run:
             run.loss_scale = LossScale(float(data["loss_scale"][0]), int(data["loss_scale"][1]))
         return run, [None if chosen is None else settings_from_data(chosen) for chosen in data["settings"]]
 
-    def take_arrays(self, settings: Sequence[Settings | None], arrays: Sequence[GroupArrays]) -> None:
-        """Complete a run made by `from_data`."""
+    def take_arrays(
+        self,
+        settings: Sequence[Settings | None],
+        arrays: Sequence[GroupArrays],
+        tables: Sequence[Table] = (),
+        accumulated: tuple[Brought, ...] = (),
+    ) -> None:
+        """Complete a run made by `from_data`. accumulated: rows that wait for a commit."""
+        self.tables = Tables(self.name, tables)
+        self.accumulated = replace(self.accumulated, rows=accumulated)
         self.groups = [
             GroupState(layout, chosen, group.vectors, group.steps, group.scalars)
             for layout, chosen, group in zip(self.layout.groups, settings, arrays, strict=True)
         ]
+        self.coordinator.policy.folds_early = self.folds_early
 
     def free(self) -> None:
         """Give the state's memory back, when the run is deleted and nobody holds it."""
-        self.memory.free([held.vector for group in self.groups for held in group.vectors.values() if not held.holders])
+        self._forget_accumulated()
+        self.bases.clear()
+        vectors = [held.vector for group in self.groups for held in group.vectors.values() if not held.holders]
+        self.memory.free([*vectors, *self.tables.drop()])
         self.memory.drop_kept()
         self.groups = []
 
@@ -619,56 +799,25 @@ class Run:
         """An answer at the present version."""
         return Answer(outcome, self.version, self.loss_scale.scale if self.loss_scale else None, norms)
 
-    def settings_with(self, header: UpdateHeader) -> list[Settings | None]:
+    def settings_with(self, header: UpdateHeader) -> RunSettings:
         """The settings with the hyperparameters that an update carries."""
-        settings = [group.settings for group in self.groups]
+        settings = self.settings
         # What is meant for all groups first, so that a group's own value wins.
         for group, values in sorted(header.hyperparameters.items()):
-            settings = self._select(settings, group, values, {}, (), False)
+            settings = self._changed(settings, group, values, {}, (), False)
         return settings
 
-    def _select(
+    def _changed(
         self,
-        settings: Sequence[Settings | None],
+        before: RunSettings,
         group: str,
         hyperparameters: Mapping[str, object],
         schedules: Schedules,
         removed: Sequence[str],
         keep_clock: bool,
-    ) -> list[Settings | None]:
-        """Apply a change to one group, or for "" to every group that has the hyperparameters that it names."""
-        known = sorted({layout.name for layout in self.layout.groups if not layout.frozen})
-        if group and group not in known:
-            raise UnknownGroup(
-                f"run '{self.name}' has no group '{group[:200]}' to optimize, expected one of {', '.join(known)}; "
-                "choose one of them",
-                got=group[:200],
-            )
-        hyperparameters = expand_aliases(hyperparameters)
-        result: list[Settings | None] = []
-        named = {*hyperparameters, *schedules, *removed}
-        found: set[str] = set()
-        for layout, before in zip(self.layout.groups, settings, strict=True):
-            if before is None or (group and layout.name != group):
-                result.append(before)
-                continue
-            chosen = {name for name in named if group or name in before.arguments}
-            found |= chosen
-            if not chosen:
-                result.append(before)
-                continue
-            after = before.changed(
-                self.moment,
-                {name: value for name, value in hyperparameters.items() if name in chosen},
-                {name: spec for name, spec in schedules.items() if name in chosen},
-                [name for name in removed if name in chosen],
-                keep_clock,
-            )
-            result.append(after)
-        for name in sorted(named - found):
-            raise UnknownArgument(
-                f"run '{self.name}': no group's optimizer has an argument '{name[:200]}', expected one that some "
-                "group has; see list_optimizers",
-                got=name[:200],
-            )
-        return result
+    ) -> RunSettings:
+        names = [layout.name for layout in self.layout.groups] + [table.spec.name for table in self.tables.all]
+        named = list(zip(names, [*before.groups, *before.tables], strict=True))
+        after = change(self.name, named, self.moment, group, hyperparameters, schedules, removed, keep_clock)
+        groups = len(before.groups)
+        return RunSettings(after[:groups], [chosen for chosen in after[groups:] if chosen is not None])

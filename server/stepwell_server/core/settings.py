@@ -4,7 +4,7 @@ Settings never change; a change makes new ones, so that everything which can fai
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -321,6 +321,21 @@ class Settings:
 
     def _changeable(self) -> list[str]:
         return [name for name, argument in self.arguments.items() if argument.kind in (Kind.NUMBER, Kind.INTEGER)]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What everything of a run is optimized with. groups: by group of the layout, None where frozen."""
+
+    groups: list[Settings | None]
+    tables: list[Settings] = field(default_factory=list)
+
+
+def damped(values: dict[str, Value], damping: float) -> dict[str, Value]:
+    """Hyperparameters with a learning rate that is multiplied; they have one, see `fit_policy`."""
+    if damping != 1.0:
+        values["lr"] = damping * float(values["lr"])  # type: ignore[arg-type]  # a number
+    return values
 
 
 def make_settings(

@@ -11,11 +11,12 @@ import numpy as np
 from stepwell_server.core.arguments import POSITIVE
 from stepwell_server.core.compiler.text import define_from_text, digest
 from stepwell_server.core.encoding import GRADIENT_ENCODINGS, PARAMETER_ENCODINGS, Encoding, parse_encoding
-from stepwell_server.core.errors import InvalidSpec, InvalidValue
+from stepwell_server.core.errors import InvalidSpec, InvalidValue, LimitExceeded
 from stepwell_server.core.layout import DEFAULT_GROUP, DTYPES, Layout, LayoutGroup, ParameterSpec, build_layout
 from stepwell_server.core.policies import Policy, parse_policy
 from stepwell_server.core.schedules import Schedule, find_schedule
 from stepwell_server.core.settings import Moment, Settings, expand_aliases, make_settings
+from stepwell_server.core.tables.spec import TableSpec
 from stepwell_server.core.transforms import Transforming, parse_transforms
 from stepwell_server.core.wrappers import Wrapping, parse_wrappers
 
@@ -25,6 +26,9 @@ Schedules = Mapping[str, Mapping[str, Any]]
 _DTYPE_NAMES = {dtype: dtype.name for dtype in DTYPES}
 
 NONFINITE = ("reject", "skip", "allow")
+TABLES_MAX = 1000
+# What of a table's spec is told by its settings.
+_OF_TABLE_SETTINGS = ("name", "optimizer", "flavor", "hyperparameters", "schedules")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class RunSpec:
     definition: an optimizer as text, see `compiler/text.py`; then optimizer is its function's name, or "".
     gradient_encoding, parameter_encoding: {"name": ..., arguments}, see `encoding.py`; None for none.
     policy: the first one, {"name": ..., arguments}, see `policies/`; None for async.
+    tables: each as of `tables.TableSpec`.
     """
 
     parameters: tuple[ParameterSpec, ...]
@@ -69,6 +74,32 @@ class RunSpec:
     gradient_encoding: Mapping[str, Any] | None = None
     parameter_encoding: Mapping[str, Any] | None = None
     policy: Mapping[str, Any] | None = None
+    tables: tuple[Mapping[str, Any], ...] = ()
+
+    @cached_property
+    def parsed_tables(self) -> tuple[TableSpec, ...]:
+        """The tables, checked; raises what `TableSpec.from_data` raises, and InvalidSpec for a name that is taken."""
+        tables = tuple(TableSpec.from_data(each) for each in self.tables)
+        if len(tables) > TABLES_MAX:
+            raise LimitExceeded(f"the spec has {len(tables)} tables, expected at most {TABLES_MAX}; use fewer")
+        taken = {DEFAULT_GROUP, *(group.name for group in self.groups)}
+        for table in tables:
+            if table.name in taken:
+                raise InvalidSpec(
+                    f"table '{table.name}' has the name of a group or of another table, expected its own; choose "
+                    "another",
+                    table=table.name,
+                )
+            taken.add(table.name)
+        return tables
+
+    def table_settings(self) -> list[Settings]:
+        """What each table's rows are optimized with; raises what is wrong with the tables."""
+        start, policy = Moment(0, 0.0, self.samples_per_epoch), parse_policy(self.policy)
+        made = [table.settings(start) for table in self.parsed_tables]
+        for settings in made:
+            check_policy(settings, policy)
+        return made
 
     @cached_property
     def parsed_gradient_encoding(self) -> Encoding | None:
@@ -87,6 +118,8 @@ class RunSpec:
 
     def layout(self) -> Layout:
         """Where the parameters lie; raises as `build_layout`."""
+        if not self.parameters and not self.tables:
+            raise InvalidSpec("the spec has no parameters and no tables, expected at least one; name them")
         return build_layout(self.parameters, [(group.name, group.parameters, group.frozen) for group in self.groups])
 
     def settings(self, layout: Layout) -> list[Settings | None]:
@@ -98,7 +131,7 @@ class RunSpec:
             raise InvalidValue(
                 f"samples_per_epoch is {epoch!r}, expected a finite number above 0; leave it out or give one"
             )
-        if all(group.frozen for group in layout.groups):
+        if all(group.frozen for group in layout.groups) and not self.tables:
             raise InvalidSpec("every parameter is frozen, expected one to optimize; leave one unfrozen")
         _ = self.parsed_transforms, self.parsed_gradient_encoding, self.parsed_parameter_encoding
         wrappers = parse_wrappers(self.wrappers)
@@ -139,6 +172,7 @@ class RunSpec:
             "gradient_encoding": self.gradient_encoding,
             "parameter_encoding": self.parameter_encoding,
             "policy": self.policy,
+            "tables": [dict(each) for each in self.tables],
         }
 
     @staticmethod
@@ -148,7 +182,7 @@ class RunSpec:
             ParameterSpec(name, tuple(shape), np.dtype(dtype)) for name, shape, dtype in data["parameters"]
         )
         groups = tuple(GroupSpec(**(group | {"parameters": tuple(group["parameters"])})) for group in data["groups"])
-        listed = {name: tuple(data[name]) for name in ("transforms", "wrappers")}
+        listed = {name: tuple(data[name]) for name in ("transforms", "wrappers", "tables")}
         return RunSpec(**({**data} | listed | {"parameters": parameters, "groups": groups}))
 
     def _settings(self, group: GroupSpec, wrappers: tuple[Wrapping, ...]) -> Settings | None:
@@ -219,6 +253,13 @@ class RunSpec:
                 facts[f"group '{group}': {name}"] = repr(value)
             for name, scheduled in settings.schedules.items():
                 facts[f"group '{group}': schedule of {name}"] = _describe(scheduled.schedule)
+        for table, made in zip(self.parsed_tables, self.table_settings(), strict=True):
+            what = f"table '{table.name}'"
+            facts[f"{what}: optimizer"] = f"{made.definition.name} ({made.flavor})"
+            own = {name: value for name, value in vars(table).items() if name not in _OF_TABLE_SETTINGS}
+            facts |= {f"{what}: {name}": repr(value) for name, value in {**own, **made.own}.items()}
+            for name, scheduled in made.schedules.items():
+                facts[f"{what}: schedule of {name}"] = _describe(scheduled.schedule)
         return facts
 
 
@@ -226,19 +267,18 @@ def fit_policy(settings: Settings | None, policy: Policy) -> Settings | None:
     """Settings with what a policy asks for; raises InvalidSpec for an optimizer that cannot have it."""
     if settings is None:
         return None
-    if policy.needs_base:
-        raise InvalidSpec(
-            f"policy '{policy.name}' compensates for delays, which the server cannot: it keeps no version for a worker "
-            "beyond the next commit; leave delay_compensation at 0, and use damping or staleness_max",
-            argument="delay_compensation",
-        )
+    check_policy(settings, policy)
+    return replace(settings, accumulates=settings.accumulates or policy.accumulates or policy.has_rounds)
+
+
+def check_policy(settings: Settings, policy: Policy) -> None:
+    """Raise InvalidSpec for an optimizer that cannot have what a policy asks for."""
     if policy.damps and "lr" not in settings.definition.arguments:
         raise InvalidSpec(
             f"policy '{policy.name}' lowers the learning rate of stale updates, which optimizer "
             f"'{settings.definition.name}' has not; choose another, or damping 'none'",
             argument="damping",
         )
-    return replace(settings, accumulates=settings.accumulates or policy.accumulates)
 
 
 def _spec_of(encoding: Encoding | None) -> str:

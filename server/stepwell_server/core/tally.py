@@ -14,7 +14,8 @@ class Tally:
     commits, folded, skipped, dropped: answers of each outcome. refused: errors in place of an answer. withdrawn: gone
     before anything became of it. duplicates: tries to send what was answered, or staged, already. staleness_last,
     staleness_max: in versions, of those that had an effect; staleness_counts: how many of them had 0, 1, 2 to 3,
-    4 to 7, ... versions.
+    4 to 7, ... versions. gradient_norm_last: the Euclidean norm of the last update's gradients, where the run reports
+    norms.
     """
 
     commits: int = 0
@@ -27,6 +28,7 @@ class Tally:
     staleness_last: int = 0
     staleness_max: int = 0
     staleness_counts: list[int] = field(default_factory=list)
+    gradient_norm_last: float = 0.0
 
     def count(self, outcome: Outcome, staleness: int) -> None:
         """An update was answered."""
@@ -53,12 +55,15 @@ class Tally:
 
     @staticmethod
     def from_data(data: Mapping[str, Any]) -> "Tally":
-        counts = {name: int(value) for name, value in data.items() if name != "staleness_counts"}
-        return Tally(**counts, staleness_counts=[int(count) for count in data["staleness_counts"]])
+        others = ("staleness_counts", "gradient_norm_last")
+        counts = {name: int(value) for name, value in data.items() if name not in others}
+        staleness_counts = [int(count) for count in data["staleness_counts"]]
+        norm = float(data["gradient_norm_last"])
+        return Tally(**counts, staleness_counts=staleness_counts, gradient_norm_last=norm)
 
     @staticmethod
     def total(tallies: Iterable["Tally"]) -> "Tally":
-        """Of a whole run. staleness_last means nothing there and is 0."""
+        """Of a whole run. staleness_last and gradient_norm_last mean nothing there and are 0."""
         total = Tally()
         for each in tallies:
             for name in ("commits", "folded", "skipped", "dropped", "refused", "withdrawn", "duplicates"):

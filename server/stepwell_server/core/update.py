@@ -27,6 +27,8 @@ from stepwell_server.core.errors import (
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.settings import Settings
+from stepwell_server.core.tables.staged import StagedRows
+from stepwell_server.core.tables.tables import Brought
 from stepwell_server.core.workers import Identity
 
 _INTERVALS_MAX = 4096
@@ -40,7 +42,8 @@ class UpdateHeader:
     without_gradient: indices of parameters that have none, ascending. hyperparameters: numbers by group name ("" for
     every group that has them). inputs: the vectors that it brings beside the gradient, by name. given: numbers that
     it brings, of `GIVEN_NUMBERS`. base_version: of the parameters that the gradients were taken at, where that is not
-    the newest that the worker has been told of.
+    the newest that the worker has been told of. rows: how many it brings of each table, by number. rows_only: whether
+    that is all: no parameter has a gradient.
     """
 
     identity: Identity
@@ -50,6 +53,8 @@ class UpdateHeader:
     inputs: tuple[str, ...] = ()
     given: Mapping[str, float] = field(default_factory=dict)
     base_version: int | None = None
+    rows: Mapping[int, int] = field(default_factory=dict)
+    rows_only: bool = False
 
 
 class Coverage:
@@ -182,9 +187,13 @@ class Staging:
         vectors: Mapping[Key, Vector],
         check_finite: bool,
         encoding: Encoding | None = None,
+        rows: StagedRows | None = None,
     ) -> None:
-        """encoding: that ranges of gradients may be in."""
+        """encoding: that ranges of gradients may be in. rows: what it brings to tables."""
         self.header = header
+        self.rows = rows
+        # What its commit brings to tables, where several updates were combined in it.
+        self.combined_rows: list[Brought] | None = None
         self.layout = layout
         self._run = run
         self._settings = settings
@@ -207,7 +216,7 @@ class Staging:
         """The vectors that staging needs, by group and input."""
         sizes: dict[Key, Size] = {}
         for number, (group, chosen) in enumerate(zip(layout.groups, settings, strict=True)):
-            if chosen is None:
+            if chosen is None or header.rows_only:
                 continue
             sizes[number, 0] = Size(group.state.elements, group.state.dtype)
             for place, name in enumerate(header.inputs, 1):
@@ -271,9 +280,16 @@ class Staging:
         self.present = _present(self._run, header, self.layout, self._settings)
         self.header = header
 
-    def become(self, header: UpdateHeader) -> None:
-        """Stand for several updates that were combined in its vectors."""
-        self.header = header
+    @property
+    def brought(self) -> Sequence[Brought]:
+        """What its commit brings to tables."""
+        if self.combined_rows is not None:
+            return self.combined_rows
+        return () if self.rows is None else (Brought(self.rows),)
+
+    def become(self, header: UpdateHeader, rows: list[Brought]) -> None:
+        """Stand for several updates that were combined in its vectors. rows: of all of them."""
+        self.header, self.combined_rows = header, rows
         self.present = _present(self._run, header, self.layout, self._settings)
 
     def take(self, device: Device, shared: Mapping[Key, Vector]) -> None:
@@ -314,18 +330,32 @@ class Staging:
     def vectors(self) -> list[Vector]:
         return [transfer.vector for transfer in self.transfers.values()]
 
+    def give_up(self) -> None:
+        """Its memory is somebody else's from now on."""
+        self.transfers, self.rows = {}, None
+
     def check_complete(self) -> None:
         """Raise IncompleteUpdate or InvalidRange unless exactly what the header declares has arrived."""
         for (group, _), transfer in self.transfers.items():
             transfer.check_complete(self.present_in(group))
+        if self.rows is not None:
+            self.rows.check_complete()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no NaN or infinity was found, where it is looked for."""
+        return self.nonfinite is None and (self.rows is None or self.rows.nonfinite is None)
 
     def present_in(self, group: int) -> NDArray[np.bool_] | None:
         """Which parameters of a group have gradients, None for all."""
         return None if self.present is None else self.present[list(self.layout.groups[group].indices)]
 
-    def nonfinite_parameter(self) -> str:
-        """The name of a parameter whose gradient is not finite."""
-        assert self.nonfinite is not None
+    def nonfinite_owner(self) -> str:
+        """The name of a parameter whose gradient is not finite, or of a table."""
+        if self.nonfinite is None:
+            assert self.rows is not None
+            assert self.rows.nonfinite is not None
+            return self.rows.nonfinite
         (number, _), at = self.nonfinite
         group = self.layout.groups[number]
         place = int(np.searchsorted(group.packed_offsets, at, side="right")) - 1
@@ -337,7 +367,12 @@ def _present(
 ) -> NDArray[np.bool_] | None:
     if not (0.0 <= header.samples < float("inf")):
         raise InvalidValue(f"run '{run}': samples is {header.samples}, expected a finite number of 0 or more; give one")
-    if not header.without_gradient:
+    if header.rows_only and (header.without_gradient or header.inputs):
+        raise InvalidValue(
+            f"run '{run}': the update says that it brings rows only, and names parameters without a gradient or "
+            "inputs, expected neither; leave them out"
+        )
+    if not header.without_gradient or header.rows_only:
         return None
     present = np.ones(len(layout.parameters), np.bool_)
     for index in header.without_gradient:
@@ -359,6 +394,11 @@ def _present(
 
 def _check_inputs(run: str, header: UpdateHeader, settings: Iterable[Settings | None]) -> None:
     """Raise InputRequired for what an optimizer needs and the update lacks, UnknownArgument for what nobody takes."""
+    for name, value in header.given.items():
+        if not math.isfinite(value) or (name == "loss_scale" and value <= 0):
+            raise InvalidValue(f"run '{run}': {name} is {value}, expected a finite number; send one", argument=name)
+    if header.rows_only:
+        return
     taken: set[str] = set()
     for chosen in settings:
         if chosen is None:
@@ -376,9 +416,6 @@ def _check_inputs(run: str, header: UpdateHeader, settings: Iterable[Settings | 
             raise unknown(UnknownArgument, f"run '{run}': input", name, taken)
     if len(set(header.inputs)) < len(header.inputs):
         raise InvalidValue(f"run '{run}': an input is named twice in {header.inputs}, expected each once")
-    for name, value in header.given.items():
-        if not math.isfinite(value) or (name == "loss_scale" and value <= 0):
-            raise InvalidValue(f"run '{run}': {name} is {value}, expected a finite number; send one", argument=name)
 
 
 def _expected(layout: LayoutGroup, present: NDArray[np.bool_] | None) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from stepwell_server.demo.options import DemoOptions
 from stepwell_server.demo.record import Record
+from stepwell_server.demo.report import bucket_names
 
 LIVE_SECONDS: Final = 0.1
 LINE_SECONDS: Final = 2.0
@@ -72,7 +73,7 @@ class LineDisplay:
             for index, worker in enumerate(record.workers)
             if worker.steps
         )
-        version = f"version {record.version}/{self._options.updates}"
+        version = f"version {record.version}/{self._options.versions}"
         say(self._console, f"{version}  test accuracy {percent(record.accuracy)}  {workers}")
 
 
@@ -121,14 +122,26 @@ class LiveDisplay:
         return table
 
     def _bar(self, record: Record) -> RenderableType:
-        updates = self._options.updates
+        versions = self._options.versions
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar.add_row(
-            ProgressBar(total=updates, completed=min(record.version, updates), width=BAR_CELLS),
-            f"version {record.version:,} of {updates:,}",
+            ProgressBar(total=versions, completed=min(record.version, versions), width=BAR_CELLS),
+            f"version {record.version:,} of {versions:,}",
             f"test accuracy [bold]{percent(record.accuracy)}[/bold]",
         )
         return bar
+
+
+def staleness_lines(record: Record) -> list[str]:
+    """How often each staleness occurred, in all and for each worker: a table as lines of text."""
+    rows = [("all", record.histogram), *((f"worker {n}", worker.histogram) for n, worker in enumerate(record.workers))]
+    known = [(name, histogram) for name, histogram in rows if histogram is not None]
+    names = bucket_names(max((len(histogram.counts) for _, histogram in known), default=0))
+    lines = [f"{'staleness':<10}" + "".join(f"{name:>10}" for name in names) + f"{'largest':>10}"]
+    for name, histogram in known:
+        counts = [*histogram.counts, *[0] * (len(names) - len(histogram.counts))]
+        lines.append(f"{name:<10}" + "".join(f"{count:>10,}" for count in counts) + f"{histogram.largest:>10,}")
+    return lines
 
 
 def say(console: Console, text: str) -> None:

@@ -12,8 +12,10 @@ import numpy.typing as npt
 import stepwell
 from stepwell_server.demo import data, perceptron, recipe
 from stepwell_server.demo.options import DemoOptions
+from stepwell_server.demo.record import Accuracy
+from stepwell_server.demo.report import Histogram
 
-MEASUREMENTS: Final = 40
+MEASUREMENTS: Final = 100
 POLL_SECONDS: Final = 0.05
 PATIENCE_SECONDS: Final = 10.0
 
@@ -27,11 +29,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Measured:
-    """final: all updates were in."""
+    """histogram: of the staleness of all updates, once they were in; None before."""
 
-    version: int
-    accuracy: float
-    final: bool
+    accuracy: Accuracy
+    histogram: Histogram | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ObserverFailed:
 class Observer(threading.Thread):
     """A thread of its own, so that whoever reads its events never waits for the network.
 
-    It puts Ready, then Measured about 40 times, the last one once `finish` was called; or ObserverFailed.
+    It puts Ready, then Measured up to 100 times, the last one once `finish` was called; or ObserverFailed.
     """
 
     def __init__(self, address: str, options: DemoOptions, events: "SimpleQueue[Any]") -> None:
@@ -84,12 +85,12 @@ class Observer(threading.Thread):
         lr, schedule = recipe.learning_rate(options), recipe.schedule(options)
         if lr is None or schedule is None:
             return None
-        return client.preview_schedule(schedule, initial=lr, steps=options.updates)
+        return client.preview_schedule(schedule, initial=lr, steps=options.versions)
 
     def _observe(self, client: stepwell.Client) -> None:
         test = data.load().test
         run = self._await_run(client)
-        every = max(1, self._options.updates // MEASUREMENTS)
+        every = max(1, self._options.versions // MEASUREMENTS)
         measured_at: int | None = None
         while run is not None and not self._abandoned.is_set():
             # Asked before the pull: what was committed until then is in what it gives.
@@ -97,8 +98,9 @@ class Observer(threading.Thread):
             newer_than = None if final or measured_at is None else measured_at + every - 1
             parameters = run.pull(if_newer_than=newer_than)
             if parameters is not None:
-                measured_at = run.version
-                self._events.put(Measured(run.version, perceptron.accuracy(parameters, test), final))
+                measured_at, now = run.version, time.monotonic()
+                accuracy = Accuracy(measured_at, perceptron.accuracy(parameters, test), now)
+                self._events.put(Measured(accuracy, Histogram.of(run.refresh().tally) if final else None))
             if final:
                 return
             self._finishing.wait(POLL_SECONDS)

@@ -11,8 +11,12 @@ class TrainingOptions:
 
     optimizer, flavor: as in the catalogue; without a flavor the optimizer's own first one.
     lr: the learning rate; by default one that suits the optimizer, see recipe.LEARNING_RATES.
-    schedule: the learning rate's, by a name of recipe.SCHEDULES. It spans workers * steps updates.
+    schedule: the learning rate's, by a name of recipe.SCHEDULES. It spans all versions that the updates make.
     workers: how many there are. steps: how many updates each of them makes.
+    policy: how updates become versions: async, bounded or sync. bound: for bounded, how many steps a worker may be
+    ahead of the slowest.
+    slow: so many times as long as it needs the last worker takes for each step. Unless that is 1, the workers share the
+    updates: each makes as many as it comes to, and all end with the run.
     batch_size: images per update.
     seed: of the initial weights and the mini-batches. The test images are the same for all seeds.
     run: the run's name on the server.
@@ -26,6 +30,9 @@ class TrainingOptions:
     schedule: str = "warmup_cosine"
     workers: int = 2
     steps: int = 800
+    policy: str = "async"
+    bound: int = 3
+    slow: float = 1.0
     batch_size: int = 64
     seed: int = 0
     run: str = "digits"
@@ -36,6 +43,11 @@ class TrainingOptions:
     def updates(self) -> int:
         """Of all workers together."""
         return self.workers * self.steps
+
+    @property
+    def versions(self) -> int:
+        """That these updates make: with sync, one of each round."""
+        return self.steps if self.policy == "sync" else self.updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +71,10 @@ class WorkerOptions(TrainingOptions):
     """What `stepwell demo-worker` can be told.
 
     address: of the server; it may come up later than the worker.
-    index: which of the workers this is, 0 to workers - 1. It makes `steps` updates with its own share of the training
-    images. Without an index a worker draws from all of them, until the run has the updates of all workers: so any
-    number of such workers, also one, or one that was restarted, finish the run together.
+    index: which of the workers this is, 0 to workers - 1. It waits until all of them are there, then makes `steps`
+    updates with its own share of the training images. Without an index a worker draws from all of them, until the run
+    has the updates of all workers: so any number of such workers, also one, or one that was restarted, finish the run
+    together.
     supervised: report every step as a line of JSON, and end when standard input does.
     """
 

@@ -35,7 +35,7 @@ def draw(record: Record, options: DemoOptions, path: Path) -> None:
     _draw_staleness(staleness, record)
     for axes in (loss, accuracy, learning_rate):
         axes.set_xlabel("version")
-        axes.set_xlim(0, 1.01 * max(options.updates, record.version))
+        axes.set_xlim(0, 1.01 * max(options.versions, record.version))
     for axes in (loss, accuracy, learning_rate, staleness):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -46,9 +46,22 @@ def draw(record: Record, options: DemoOptions, path: Path) -> None:
 
 def _title(record: Record, options: DemoOptions) -> str:
     optimizer = options.optimizer if options.flavor is None else f"{options.optimizer} ({options.flavor})"
-    workers = "1 worker" if options.workers == 1 else f"{options.workers} asynchronous workers"
-    title = f"Handwritten digits: {optimizer}, {workers} × {options.steps:,} steps"
+    steps = (
+        f"{options.steps:,} steps" if options.slow == 1 else f"{options.steps:,} steps, one {options.slow:g}× slower"
+    )
+    title = f"Handwritten digits: {optimizer}, {_workers(options)} × {steps}"
     return title if record.accuracy is None else f"{title}, {record.accuracy:.1%} of test images right"
+
+
+def _workers(options: DemoOptions) -> str:
+    if options.workers == 1:
+        return "1 worker"
+    kinds = {
+        "async": "asynchronous workers",
+        "sync": "synchronous workers",
+        "bounded": f"workers bounded by {options.bound}",
+    }
+    return f"{options.workers} {kinds[options.policy]}"
 
 
 def _draw_loss(axes: Axes, record: Record) -> None:
@@ -70,8 +83,8 @@ def _draw_loss(axes: Axes, record: Record) -> None:
 
 
 def _draw_accuracy(axes: Axes, record: Record, target: float) -> None:
-    versions = [version for version, _ in record.accuracies]
-    accuracies = [accuracy for _, accuracy in record.accuracies]
+    versions = [each.version for each in record.accuracies]
+    accuracies = [each.share for each in record.accuracies]
     axes.set_title("Test accuracy")
     axes.set_ylabel("held-out images recognised")
     axes.grid(alpha=0.25)

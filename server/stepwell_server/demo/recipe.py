@@ -32,6 +32,9 @@ WORKERS_MAX: Final = 64
 UPDATES_MAX: Final = 100_000
 """As far as a schedule can be previewed."""
 
+POLICIES: Final = ("async", "bounded", "sync")
+SLOW_MAX: Final = 1000.0
+
 WARMUP_SHARE: Final = 0.1
 LOW_SHARE: Final = 0.1
 """The lowest value of the schedules that cycle, as a share of the highest."""
@@ -89,7 +92,12 @@ def learning_rate(options: TrainingOptions) -> float | None:
 def schedule(options: TrainingOptions) -> ScheduleSpec | None:
     """The learning rate's schedule; None where there is no learning rate."""
     lr = learning_rate(options)
-    return None if lr is None else SCHEDULES[options.schedule](lr, options.updates)
+    return None if lr is None else SCHEDULES[options.schedule](lr, options.versions)
+
+
+def policy(options: TrainingOptions) -> dict[str, Any]:
+    """As the run has it."""
+    return {"name": options.policy, **({"lead_max": options.bound} if options.policy == "bounded" else {})}
 
 
 def create_run_arguments(options: TrainingOptions) -> dict[str, Any]:
@@ -100,6 +108,7 @@ def create_run_arguments(options: TrainingOptions) -> dict[str, Any]:
         "flavor": options.flavor,
         "hyperparameters": {} if lr is None else {"lr": lr},
         "schedules": {} if scheduled is None else {"lr": scheduled},
+        "policy": policy(options),
         "encodings": {
             direction: encoding(text)
             for direction, text in (
@@ -122,7 +131,11 @@ def find_objection(options: TrainingOptions) -> str | None:
     """What is wrong with options that the server never sees; the rest is for the server to say."""
     if options.schedule not in SCHEDULES:
         return f"got schedule '{options.schedule}', expected one of {', '.join(SCHEDULES)}"
-    for name in ("workers", "steps", "batch_size"):
+    if options.policy not in POLICIES:
+        return f"got policy '{options.policy}', expected one of {', '.join(POLICIES)}"
+    if not 1 <= options.slow <= SLOW_MAX:
+        return f"got slow {options.slow:g}, expected 1 to {SLOW_MAX:g}: how many times as long a step takes"
+    for name in ("workers", "steps", "batch_size", "bound"):
         if (value := getattr(options, name)) < 1:
             return f"got {name} {value}, expected 1 or more"
     if options.workers > WORKERS_MAX:

@@ -3,21 +3,22 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
 from stepwell_server.demo import perceptron, picture, recipe
-from stepwell_server.demo.display import Display, make_display, percent, say
+from stepwell_server.demo.display import Display, make_display, percent, say, staleness_lines
 from stepwell_server.demo.observer import Measured, Observer, ObserverFailed, Ready
 from stepwell_server.demo.options import DemoOptions, TrainingOptions, WorkerOptions
 from stepwell_server.demo.processes import Ended, Line, Subprocess, describe_code, end_all
 from stepwell_server.demo.record import Record, WorkerRecord
-from stepwell_server.demo.report import Step
+from stepwell_server.demo.report import Step, read_line
 
 ADDRESS: Final = "127.0.0.1:0"
 LISTENING: Final = "listening on "
@@ -53,14 +54,32 @@ def run_demo(options: DemoOptions) -> int:
     number: interrupted.
     """
     console, errors = Console(), Console(stderr=True)
+
+    def train_and_draw() -> int:
+        with make_display(console, options) as display:
+            record = train(options, display)
+        picture.draw(record, options, options.picture)
+        return _judge(console, errors, record, options)
+
+    return supervise(train_and_draw, options, errors)
+
+
+def train(options: DemoOptions, display: Display, update_log: Path | None = None) -> Record:
+    """One training from the first process to the last. update_log: of a server that is started for it.
+
+    Raises Failed or Interrupted. However it ends, no process is left.
+    """
+    return _Session(options, display, update_log).run()
+
+
+def supervise(work: Callable[[], int], options: DemoOptions, errors: Console) -> int:
+    """Check the options, then do what trains; return its exit code, or as `run_demo` where it has none."""
     if objection := recipe.find_objection(options) or _find_objection(options):
         say(errors, f"stepwell: {objection}")
         return 2
     perceptron.limit_threads()
     try:
-        with make_display(console, options) as display:
-            record = _Session(options, display).run()
-        picture.draw(record, options, options.picture)
+        return work()
     except Interrupted as interrupted:
         say(errors, f"stepwell: stopped by {interrupted.signal.name}; what it had started is gone")
         return 128 + interrupted.signal
@@ -69,7 +88,6 @@ def run_demo(options: DemoOptions) -> int:
     except (Failed, OSError) as error:
         say(errors, f"stepwell: {error}")
         return 1
-    return _judge(console, errors, record, options)
 
 
 def _judge(console: Console, errors: Console, record: Record, options: DemoOptions) -> int:
@@ -77,9 +95,14 @@ def _judge(console: Console, errors: Console, record: Record, options: DemoOptio
     assert accuracy is not None, "a finished session has measured"
     say(
         console,
-        f"\n{record.version:,} versions by {options.workers} workers in {record.seconds:.1f} s, "
-        f"mean staleness {record.staleness:.2f}",
+        f"\n{record.version:,} versions by {options.workers} workers in {record.seconds:.1f} s: "
+        f"{len(record.steps):,} steps, {record.steps_per_second:,.0f} per second, "
+        f"mean staleness {record.staleness:.2f}\n",
     )
+    for line in staleness_lines(record):
+        say(console, line)
+    reached = record.seconds_to(options.target)
+    say(console, f"\nTime to {options.target:.0%}: " + ("not reached" if reached is None else f"{reached:.2f} s"))
     say(console, f"Test accuracy: {percent(accuracy)}")
     say(console, f"Picture: {options.picture.resolve()}")
     if accuracy < options.target:
@@ -98,8 +121,8 @@ class _Session:
     So nothing interrupts a half-done start or end, and only this thread decides.
     """
 
-    def __init__(self, options: DemoOptions, display: Display) -> None:
-        self._options, self._display = options, display
+    def __init__(self, options: DemoOptions, display: Display, update_log: Path | None) -> None:
+        self._options, self._display, self._update_log = options, display, update_log
         self._events: SimpleQueue[Any] = SimpleQueue()
         self._record = Record([WorkerRecord() for _ in range(options.workers)])
         self._server: Subprocess | None = None
@@ -129,13 +152,15 @@ class _Session:
         self._start_workers(address)
         self._watch_workers(address)
         self._observer.finish()
-        while not self._await(Measured).final:
-            pass
+        while self._record.histogram is None:
+            self._await(Measured)
         self._display.finish(self._record)
 
     def _start_server(self) -> str:
         self._display.stage("Starting the server")
         arguments = ["serve", "--address", ADDRESS, "--drain-seconds", str(DRAIN_SECONDS)]
+        if self._update_log is not None:
+            arguments += ["--update-log", str(self._update_log)]
         self._server = Subprocess("server", arguments, self._events, tied=True)
         line = self._await(Line).text
         if not line.startswith(LISTENING):
@@ -157,13 +182,20 @@ class _Session:
                 case Line(process, text) if process in running:
                     if not self._record.steps:
                         options = self._options
-                        what = f"{options.optimizer}, {options.schedule}"
+                        what = f"{options.optimizer}, {options.schedule}, {options.policy}"
                         self._display.stage(f"Run '{options.run}' at {address}: {what}")
-                    self._record.add(self._workers.index(process), Step.from_line(text), time.monotonic())
+                    self._take(self._workers.index(process), text)
                 case Ended(process, 0):
                     running.discard(process)
             if self._record.steps:
                 self._display.show(self._record)
+
+    def _take(self, worker: int, text: str) -> None:
+        line = read_line(text)
+        if isinstance(line, Step):
+            self._record.add(worker, line, time.monotonic())
+        else:
+            self._record.workers[worker].histogram = line
 
     def _await(self, kind: type[EventT]) -> EventT:
         """The next event of a kind; those of other kinds are not expected to need anybody."""
@@ -185,8 +217,9 @@ class _Session:
                 raise Failed(message)
             case Ended(process, code) if code != 0 or process is self._server:
                 raise Failed(self._describe_end(process, code))
-            case Measured(version, accuracy):
-                self._record.accuracies.append((version, accuracy))
+            case Measured(accuracy, histogram):
+                self._record.accuracies.append(accuracy)
+                self._record.histogram = histogram
         return event
 
     def _describe_end(self, process: Subprocess, code: int) -> str:

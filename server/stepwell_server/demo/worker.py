@@ -17,13 +17,14 @@ import numpy as np
 import stepwell
 from stepwell_server.demo import data, perceptron, recipe
 from stepwell_server.demo.options import WorkerOptions
-from stepwell_server.demo.report import Step
+from stepwell_server.demo.report import Histogram, Step
 
 PIXEL_NOISE: Final = 0.2
 """Standard deviation of what is added to the training pixels, fresh each time; it gains some tenths of a percent."""
 
 TEXT_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 1.0
+LINE_UP_SECONDS: Final = 0.05
 INTERRUPTED: Final = 128 + signal.SIGINT
 TERMINATED: Final = 128 + signal.SIGTERM
 
@@ -34,7 +35,7 @@ class Reporter(Protocol):
     def joined(self, run: stepwell.Run) -> None: ...
     def stepped(self, step: Step, parameters: perceptron.Parameters) -> None: ...
     def rewound(self, rewound: stepwell.RunRewound) -> None: ...
-    def finished(self, version: int, parameters: perceptron.Parameters) -> None: ...
+    def finished(self, run: stepwell.Run, parameters: perceptron.Parameters) -> None: ...
 
 
 def run_worker(options: WorkerOptions) -> int:
@@ -67,10 +68,14 @@ def run_worker(options: WorkerOptions) -> int:
 
 def _train(run: stepwell.Run, digits: data.Digits, options: WorkerOptions, reporter: Reporter) -> None:
     batches = _draw_batches(digits, options)
+    # What only the first time takes long is over before the first step, which a slow worker would make longer still.
+    perceptron.accuracy(_pull(run), digits.test)
+    _line_up(run, options)
     parameters = _pull(run)
     reporter.joined(run)
     number = 0
     while _goes_on(number, run.version, options):
+        began_at = time.monotonic()
         batch = next(batches)
         taken_at = run.version
         loss, gradients = perceptron.loss_and_gradients(parameters, batch)
@@ -84,12 +89,25 @@ def _train(run: stepwell.Run, digits: data.Digits, options: WorkerOptions, repor
         assert run.last_answer is not None
         committed = run.last_answer.committed_version
         number += 1
-        reporter.stepped(Step(number, committed, loss, committed - taken_at - 1), parameters)
-    reporter.finished(run.version, parameters)
+        # What came too late has no version of its own.
+        reporter.stepped(Step(number, committed, loss, max(0, committed - taken_at - 1)), parameters)
+        if options.slow > 1 and options.index == options.workers - 1:
+            time.sleep((options.slow - 1) * (time.monotonic() - began_at))
+    reporter.finished(run, parameters)
 
 
 def _goes_on(number: int, version: int, options: WorkerOptions) -> bool:
-    return version < options.updates if options.index is None else number < options.steps
+    together = options.index is None or options.slow > 1
+    return version < options.versions if together else number < options.steps
+
+
+def _line_up(run: stepwell.Run, options: WorkerOptions) -> None:
+    """Begin when all are there: whoever is early would train alone, and time to an accuracy would depend on that."""
+    if options.index is None:
+        return
+    while len(run.refresh().workers) < options.workers:
+        time.sleep(LINE_UP_SECONDS)
+    run.barrier("start")
 
 
 def _draw_batches(digits: data.Digits, options: WorkerOptions) -> Iterator[data.Images]:
@@ -137,8 +155,10 @@ class JsonLines:
     def rewound(self, rewound: stepwell.RunRewound) -> None:
         _say(f"stepwell: {rewound}", sys.stderr)
 
-    def finished(self, version: int, parameters: perceptron.Parameters) -> None:
-        pass
+    def finished(self, run: stepwell.Run, parameters: perceptron.Parameters) -> None:
+        for worker in run.refresh().workers:
+            if worker.name == run.worker:
+                _say(Histogram.of(worker.tally).to_line())
 
 
 class TextLines:
@@ -165,9 +185,9 @@ class TextLines:
     def rewound(self, rewound: stepwell.RunRewound) -> None:
         _say(f"the run went back from version {rewound.acknowledged_version} to {rewound.version}; going on from there")
 
-    def finished(self, version: int, parameters: perceptron.Parameters) -> None:
+    def finished(self, run: stepwell.Run, parameters: perceptron.Parameters) -> None:
         accuracy = perceptron.accuracy(parameters, self._test)
-        _say(f"finished at version {version}: test accuracy {accuracy:.1%} on {len(self._test)} images")
+        _say(f"finished at version {run.version}: test accuracy {accuracy:.1%} on {len(self._test)} images")
 
 
 def _say(line: str, stream: TextIO | None = None) -> None:

@@ -6,32 +6,37 @@ Whoever stops waiting takes nothing back: the update stays, and a retry of it wa
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import structlog
 
 from stepwell_server.core.barriers import Release
-from stepwell_server.core.combining import check_alike
+from stepwell_server.core.combining import check_alike, check_fits
 from stepwell_server.core.errors import DomainError, StaleUpdate
 from stepwell_server.core.memory import Vector
-from stepwell_server.core.policies import Commit, Decision, Drop, Refuse
+from stepwell_server.core.policies import Commit, Contribution, Decision, Drop, Refuse
 from stepwell_server.core.run import Commit as PlannedCommit
 from stepwell_server.core.run import Run
-from stepwell_server.core.update import Staging
+from stepwell_server.core.settings import ACCUMULATOR
+from stepwell_server.core.update import Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome
-from stepwell_server.service.machine import Machine
+from stepwell_server.service.machine import INLINE_BYTES_MAX, Machine
 
 log = structlog.get_logger()
 
 # A commit touches several arrays per gradient, and stays on the loop only where that is quicker than a hand-over.
 _INLINE_BYTES_MAX = 256 << 10
+_INLINE_ROWS_BYTES_MAX = 64 << 10
 
 
 @dataclass
 class Waiting:
-    """A staged update and the answer that its worker waits for. skipped: for a NaN or an infinity."""
+    """An update and the answer that its worker waits for; its memory is gone once it is folded.
+
+    skipped: for a NaN or an infinity.
+    """
 
     staging: Staging
     answered: asyncio.Future[Answer]
@@ -69,9 +74,15 @@ class Commits:
         self._decided: deque[Commit] = deque()
         self._at_barriers: dict[str, asyncio.Future[None]] = {}
         self._working: asyncio.Task[None] | None = None
+        # Of the open round: what was not finite, and has had its turn.
+        self._skipped_early: set[int] = set()
 
     async def commit(self, staging: Staging) -> Answer:
         """Hand a whole update to the policy, and wait for its answer. Raises why it has none."""
+        norm = None
+        if self._run.spec.report_norms:
+            size = sum([vector.nbytes for vector in staging.vectors])
+            norm = await self._machine.run_sized(size, self._run.measure, staging)
         answered = self.attach(staging.header.identity)
         if answered is not None:
             self._discard(staging)
@@ -86,6 +97,8 @@ class Commits:
             self._discard(staging)
             return stored
         assert waiting is not None
+        if norm is not None:
+            self._run.coordinator.tally(staging.header.identity.worker).gradient_norm_last = norm
         if self._is_quick(staging) and self._working is None and self._is_free() and len(self._decided) == 1:
             try:
                 await self._carry_on(quick=True)
@@ -98,7 +111,12 @@ class Commits:
     def attach(self, identity: Identity) -> "asyncio.Future[Answer] | None":
         """What a retry of an update that waits is answered by; None if it does not wait."""
         key = self._run.coordinator.pending(identity)
-        return self._waiting[key].answered if key in self._waiting else None
+        if key is None:
+            return None
+        if key not in self._waiting:  # it was folded before the server was started
+            staging = self._run.stage_nothing(UpdateHeader(identity))
+            self._waiting[key] = Waiting(staging, asyncio.get_running_loop().create_future(), skipped=False)
+        return self._waiting[key].answered
 
     def carry_out(self, decisions: Iterable[Decision | Release]) -> None:
         """Do what was decided; commits are made one after another, in a task of their own."""
@@ -163,6 +181,7 @@ class Commits:
                     self._decided.append(decision)
                 case Drop(contribution):
                     answer = run.make_answer(Outcome.DROPPED_LATE)
+                    self._tell(Commit((contribution,)), {contribution.key: answer})
                     coordinator.drop(contribution, answer)
                     self._end(contribution.key, answer)
                 case Refuse(contribution, staleness, staleness_max):
@@ -210,56 +229,150 @@ class Commits:
                     await self._make(commit, ending, quick)
                 except BaseException as error:
                     failure = error if isinstance(error, Exception) else RuntimeError("the commit was given up")
-                    ending.answers.clear()
-                    ending.errors = {each.key: failure for each in commit.contributions}
+                    if commit.applies:
+                        ending.answers.clear()
+                    fresh = commit.contributions[commit.folded :]
+                    ending.errors = {each.key: failure for each in fresh if each.key not in ending.answers}
                     if not isinstance(error, Exception):
                         raise
                 finally:
+                    self._tell(commit, ending.answers)
                     decisions = run.coordinator.end(commit, ending.answers or None, run.version)
                     for each in commit.contributions:
-                        self._end(each.key, ending.answers.get(each.key) or ending.errors[each.key])
+                        if each.key in ending.errors:
+                            self._end(each.key, ending.errors[each.key])
+                        elif commit.answers and each.key in ending.answers:
+                            self._end(each.key, ending.answers[each.key])
                     self._note(decisions)
             if quick:
                 return  # what else is decided on now may take long
 
     async def _make(self, commit: Commit, ending: Ending, quick: bool) -> None:
-        """Make one commit, or fold it. Raises why it had no effect at all."""
-        run, memory = self._run, self._machine.memory
-        effective: list[int] = []
+        """Make one commit, or fold it. Raises why it had no effect, but for what has an answer by then."""
+        run = self._run
+        early, fresh = commit.contributions[: commit.folded], commit.contributions[commit.folded :]
+        waiting = self._effective(fresh, ending)
+        answer: Answer | None = None
+        if not commit.applies:
+            await self._fold(waiting, ending)
+            answer = run.make_answer(Outcome.FOLDED)
+        elif waiting:
+            stagings = [each.staging for each in waiting.values()]
+            if len(stagings) > 1 or run.accumulated.weight:
+                await self._machine.run(run.combine, stagings)
+            base_version = fresh[0].base_version if len(commit.contributions) == 1 else None
+            answer = await self._carry_through(stagings[0], commit.damping, quick, base_version)
+        elif run.accumulated.weight and any(each.key not in self._skipped_early for each in early):
+            answer = await self._commit_accumulated(fresh or early, commit.damping)
+        skipped = run.make_answer(Outcome.SKIPPED_NONFINITE)
         for each in commit.contributions:
+            if each.key in self._skipped_early or (each.key in self._waiting and self._waiting[each.key].skipped):
+                ending.answers[each.key] = skipped
+            elif each.key not in ending.errors:
+                ending.answers[each.key] = answer or skipped
+        if commit.answers:
+            self._skipped_early.clear()
+            return
+        for each in fresh:
+            if self._waiting[each.key].skipped:
+                self._skipped_early.add(each.key)
+                staging = self._waiting[each.key].staging
+                self._discard(staging)
+                staging.give_up()
+
+    def _effective(self, fresh: Sequence[Contribution], ending: Ending) -> dict[int, Waiting]:
+        """Those that are not skipped and can be combined; why the others cannot goes to the ending."""
+        run = self._run
+        effective: dict[int, Waiting] = {}
+        for each in fresh:
             waiting = self._waiting[each.key]
             if waiting.skipped:
                 continue
-            if effective:
-                try:
-                    check_alike(run.name, self._waiting[effective[0]].staging.header, waiting.staging.header)
-                except DomainError as error:
-                    ending.errors[each.key] = error
-                    continue
-            effective.append(each.key)
-        stagings = [self._waiting[key].staging for key in effective]
-        answer: Answer | None = None
-        if stagings and not commit.applies:
-            await self._move_accumulators()
-            run.accumulated = await self._machine.run(run.fold, stagings)
-            answer = run.make_answer(Outcome.FOLDED)
-        elif stagings:
-            if len(stagings) > 1 or run.accumulated.weight:
-                await self._machine.run(run.combine, stagings)
-            planned = run.prepare(stagings[0], commit.damping)
-            scratch = await self._make_copies(planned)
+            header = waiting.staging.header
             try:
-                await self._apply(planned, quick)
-            finally:
-                memory.free(scratch)
-            answer = run.finish(planned)
-        skipped = run.make_answer(Outcome.SKIPPED_NONFINITE)
-        for each in commit.contributions:
-            if self._waiting[each.key].skipped:
-                ending.answers[each.key] = skipped
-            elif each.key not in ending.errors:
-                assert answer is not None
-                ending.answers[each.key] = answer
+                check_fits(run.name, run.accumulated, header)
+                if effective:
+                    check_alike(run.name, next(iter(effective.values())).staging.header, header)
+            except DomainError as error:
+                ending.errors[each.key] = error
+                continue
+            effective[each.key] = waiting
+        return effective
+
+    async def _fold(self, effective: Mapping[int, Waiting], ending: Ending) -> None:
+        """Add updates to the accumulator, one after another; each has its answer at once."""
+        run = self._run
+        for key, waiting in effective.items():
+            staging = waiting.staging
+            if staging.borrowed:
+                await self._move_accumulators()
+            size = sum([vector.nbytes for vector in staging.vectors])
+            try:
+                folded = await self._machine.run_sized(size, run.fold, staging)
+            except DomainError as error:
+                ending.errors[key] = error
+                continue
+            run.accumulate(staging, folded)
+            ending.answers[key] = run.make_answer(Outcome.FOLDED)
+
+    async def _carry_through(
+        self, staging: Staging, damping: float, quick: bool, base_version: int | None = None
+    ) -> Answer:
+        """Apply an update, or the average of several, and make the next version."""
+        run, memory = self._run, self._machine.memory
+        planned = run.prepare(staging, damping, base_version)
+        await self._plan_tables(planned, quick)
+        scratch: list[Vector] = []
+        try:
+            scratch = await self._make_copies(planned)
+            await self._apply(planned, quick)
+        except BaseException:
+            if planned.tables is not None:
+                memory.free(planned.tables.discard())
+            raise
+        finally:
+            memory.free(scratch)
+        return run.finish(planned)
+
+    async def _commit_accumulated(self, contributions: Sequence[Contribution], damping: float) -> Answer:
+        """Apply what was folded alone: whoever was still awaited has left, or brought nothing that counts."""
+        run, memory = self._run, self._machine.memory
+        sizes = run.accumulated_sizes
+        memory.check_fits(list(sizes.values()), "an average", self._machine.state_bytes())
+        while (vectors := memory.try_allocate(list(sizes.values()))) is None:
+            if run.single_pass and not run.held_accumulators():
+                break  # where it is: nothing but the kernel will read it
+            await self._machine.changed()
+        taken = (
+            vectors if vectors is not None else [run.groups[group].vectors[ACCUMULATOR].vector for group, _ in sizes]
+        )
+        worker = contributions[0].worker
+        try:
+            staging = await self._machine.run(run.stage_accumulated, dict(zip(sizes, taken, strict=True)), worker)
+            return await self._carry_through(staging, damping, quick=False)
+        except BaseException:
+            if vectors is None:
+                run.restore_accumulator()
+            raise
+        finally:
+            memory.free(vectors or [])
+
+    async def _plan_tables(self, planned: PlannedCommit, quick: bool) -> None:
+        """Everything that can fail with rows. Where there is no memory for new ones, others go, or it is refused."""
+        tables, memory = planned.tables, self._machine.memory
+        if tables is None:
+            return
+        size = 0 if quick else INLINE_BYTES_MAX + 1
+        try:
+            await self._machine.run_sized(size, tables.begin)
+            while tables.sizes:
+                vectors = memory.try_allocate(tables.sizes)
+                if vectors is None and not tables.may_evict:
+                    vectors = memory.allocate(tables.sizes, f"run '{self._run.name}': rows of a table")
+                await self._machine.run_sized(size, tables.take, vectors)
+        except BaseException:
+            memory.free(tables.discard())
+            raise
 
     async def _apply(self, planned: PlannedCommit, quick: bool) -> None:
         """Everything that can fail, then the kernels."""
@@ -313,7 +426,17 @@ class Commits:
             run.single_pass
             and not run.combines
             and sum([vector.nbytes for vector in staging.vectors]) <= _INLINE_BYTES_MAX
+            and (staging.rows is None or staging.rows.size_bytes <= _INLINE_ROWS_BYTES_MAX)
         )
+
+    def _tell(self, commit: Commit, answers: Mapping[int, Answer]) -> None:
+        """The update log, where there is one, hears of answers before anybody else."""
+        update_log = self._machine.update_log
+        if update_log is None:
+            return
+        fresh = [each.key for each in commit.contributions[commit.folded :] if each.key in answers]
+        identities = {key: self._waiting[key].staging.header.identity for key in fresh}
+        update_log.answers(self._run, commit, identities, answers)
 
     def _end(self, key: int, result: Answer | Exception) -> None:
         """Give an update's worker its answer, or why there is none; its memory is free."""

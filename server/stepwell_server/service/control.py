@@ -60,7 +60,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             if isinstance(claim, HostedRun):
                 await say(pb.CREATION_EXISTS, run=encode.encode_run(claim.run))
                 return
-            for layout in encode.encode_layout(claim.layout):
+            for layout in encode.encode_layout(claim.layout, claim.spec.parsed_tables):
                 await say(pb.CREATION_SEND_VALUES, layout=layout)
             await self._read_values(pieces, claim)
             await say(pb.CREATION_WORKING)
@@ -82,7 +82,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             place=encode.encode_place(place),
         )
         with Peer(context, self._runs.limits.silence_seconds) as peer:
-            for layout in encode.encode_layout(hosted.run.layout):
+            for layout in encode.encode_layout(hosted.run.layout, hosted.run.spec.parsed_tables):
                 await peer.write(pb.JoinResponse(membership=membership, layout=layout))
                 membership = None
 
@@ -114,7 +114,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         run = self._runs.get(request.run).run
         uid = run.uid
         with Peer(context, self._runs.limits.silence_seconds) as peer:
-            for layout in encode.encode_layout(run.layout):
+            for layout in encode.encode_layout(run.layout, run.spec.parsed_tables):
                 await peer.write(pb.GetLayoutResponse(run_uid=uid, layout=layout))
                 uid = b""
 

@@ -68,7 +68,7 @@ class DataService:
                     request = incoming.message
                     whole = request.HasField("commit")
                     if request.HasField("stage"):
-                        await exchange.stage(request.stage, incoming.data, whole=whole)
+                        await exchange.stage(request.stage, incoming.data, incoming.rows, whole=whole)
                     if whole:
                         return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
@@ -139,8 +139,8 @@ class DataService:
         hosted = self._runs.get(request.run)
         if request.run_uid != hosted.run.uid:
             raise RunReplaced(f"run '{request.run}' was made anew, expected the uid of the present one; get it again")
-        token, path, session = await self._runs.sharing.share(hosted, tuple(request.inputs))
-        return data_pb2.ShareMemoryResponse(socket=path, token=token, vectors=session.own)
+        token, path, session = await self._runs.sharing.share(hosted, tuple(request.inputs), request.rows_bytes)
+        return data_pb2.ShareMemoryResponse(socket=path, token=token, vectors=session.own, rows=session.own_rows)
 
     def _peer(self, context: Any) -> Peer:
         return Peer(context, self._runs.limits.silence_seconds)
@@ -182,7 +182,8 @@ class _Stream:
         request = incoming.message
         answer: data_pb2.Answer | None = None
         if request.HasField("stage"):
-            await self.exchange.stage(request.stage, incoming.data, whole=request.HasField("commit"))
+            whole = request.HasField("commit")
+            await self.exchange.stage(request.stage, incoming.data, incoming.rows, whole=whole)
             stored = self.exchange.stored
             if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
                 # The rest of a large update need not be sent again.

@@ -1,7 +1,7 @@
 """Between the domain's data and the contract's messages, both ways."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stepwell.v1 import control_pb2, data_pb2, run_pb2, values_pb2
@@ -29,6 +29,7 @@ from stepwell_server.core.run import Run
 from stepwell_server.core.schedules import ScheduleEntry
 from stepwell_server.core.settings import Moment, Settings
 from stepwell_server.core.spec import GroupSpec, RunSpec
+from stepwell_server.core.tables import Table, TableSpec
 from stepwell_server.core.tally import Tally
 from stepwell_server.core.update import UpdateHeader
 from stepwell_server.core.workers import Answer, Identity, Outcome
@@ -89,7 +90,24 @@ def decode_spec(message: run_pb2.Spec, parameters_max: int) -> RunSpec:
         gradient_encoding=decode_part(message.gradient_encoding) if message.HasField("gradient_encoding") else None,
         parameter_encoding=decode_part(message.parameter_encoding) if message.HasField("parameter_encoding") else None,
         policy=decode_part(message.policy) if message.HasField("policy") else None,
+        tables=tuple(_decode_table(table) for table in message.tables),
     )
+
+
+def _decode_table(message: run_pb2.TableSpec) -> dict[str, Any]:
+    """A table's spec in plain data; what is absent takes the default of `TableSpec`."""
+    data: dict[str, Any] = {"name": message.name, "width": message.width, "seed": message.seed}
+    for name in ("optimizer", "flavor", "sparse_mode", "rows_max"):
+        if value := getattr(message, name):
+            data[name] = value
+    for name in ("initializer", "hyperparameters", "admission", "eviction"):
+        if values := getattr(message, name):
+            data[name] = decode_values(values)
+    if message.schedules:
+        data["schedules"] = decode_schedules(message.schedules)
+    if message.dtype:
+        data["dtype"] = decode_dtype(message.dtype).name
+    return data
 
 
 def decode_values(message: Mapping[str, values_pb2.Value]) -> dict[str, Any]:
@@ -109,7 +127,18 @@ def decode_header(message: data_pb2.UpdateHeader) -> UpdateHeader:
         inputs=tuple(message.inputs),
         given={name: getattr(message, name) for name in GIVEN_NUMBERS if message.HasField(name)},
         base_version=message.base_version if message.HasField("base_version") else None,
+        rows=_decode_counts(message.rows) if message.rows else {},
+        rows_only=message.rows_only,
     )
+
+
+def _decode_counts(message: Iterable[data_pb2.RowsCount]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for each in message:
+        if each.table in counts:
+            raise MalformedRequest(f"the update announces rows of table {each.table} twice, expected once; add them up")
+        counts[each.table] = each.count
+    return counts
 
 
 def decode_identity(message: data_pb2.UpdateIdentity) -> Identity:
@@ -189,10 +218,26 @@ def encode_run(run: Run) -> run_pb2.Run:
             waits=name in waiting,
             tally=_encode_tally(coordinator.tally(name)),
         )
+    for table in run.tables.all:
+        _encode_table(message.tables.add(), table, run.moment)
     message.policy.CopyFrom(encode_part(values_pb2.Policy, coordinator.policy.spec))
     message.tally.CopyFrom(_encode_tally(Tally.total(coordinator.tallies.values())))
     message.accumulated_count = coordinator.policy.accumulated
     return message
+
+
+def _encode_table(message: run_pb2.TableState, table: Table, moment: Moment) -> None:
+    statistics, settings = table.statistics, table.settings
+    message.name, message.step = table.spec.name, table.step
+    message.rows, message.created, message.refused = statistics.rows, statistics.created, statistics.refused
+    message.evicted, message.state_bytes = statistics.evicted, statistics.state_bytes
+    message.optimizer, message.flavor = settings.definition.name, settings.flavor
+    message.slots.extend(settings.slots)
+    for name, value in _present(settings, moment).items():
+        if name in settings.arguments:
+            message.hyperparameters[name].CopyFrom(encode_value(value))
+    for name, scheduled in settings.schedules.items():
+        message.schedules[name].CopyFrom(encode_schedule(scheduled.schedule.spec))
 
 
 def _encode_tally(tally: Tally) -> run_pb2.Tally:
@@ -203,9 +248,11 @@ def encode_place(place: Place) -> control_pb2.Place:
     return control_pb2.Place(index=place.index, count=place.count, membership_number=place.membership_number)
 
 
-def encode_layout(layout: Layout) -> Iterator[run_pb2.Layout]:
+def encode_layout(layout: Layout, tables: Iterable[TableSpec]) -> Iterator[run_pb2.Layout]:
     """The layout in pieces, the last one marked; at least one."""
     piece = run_pb2.Layout()
+    for table in tables:
+        piece.tables.add(name=table.name, width=table.width, dtype=encode_dtype(table.element_type))
     for group in layout.groups:
         piece.groups.add(
             name=group.name,
@@ -341,6 +388,8 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
         policy=encode_part(values_pb2.Policy, spec.policy) if spec.policy is not None else None,
     )
     _fill(message, spec)
+    for table in spec.parsed_tables:
+        _encode_table_spec(message.tables.add(), table)
     for group in spec.groups:
         added = message.groups.add(
             name=group.name,
@@ -354,11 +403,21 @@ def _encode_spec(spec: RunSpec) -> run_pb2.Spec:
     return message
 
 
+def _encode_table_spec(message: run_pb2.TableSpec, table: TableSpec) -> None:
+    message.name, message.width, message.dtype = table.name, table.width, encode_dtype(table.element_type)
+    message.seed, message.optimizer, message.flavor = table.seed, table.optimizer, table.flavor
+    message.sparse_mode, message.rows_max = table.sparse_mode, table.rows_max
+    for name in ("initializer", "admission", "eviction"):
+        for key, value in (getattr(table, name) or {}).items():
+            getattr(message, name)[key].CopyFrom(encode_value(value))
+    _fill(message, table)
+
+
 def _encode_encoding(encoding: Encoding | None) -> values_pb2.Encoding | None:
     return None if encoding is None else encode_part(values_pb2.Encoding, encoding.spec)
 
 
-def _fill(message: Any, spec: RunSpec | GroupSpec) -> None:
+def _fill(message: Any, spec: RunSpec | GroupSpec | TableSpec) -> None:
     for name, value in spec.hyperparameters.items():
         message.hyperparameters[name].CopyFrom(encode_value(value))
     for name, schedule in spec.schedules.items():

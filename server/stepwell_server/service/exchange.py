@@ -16,11 +16,12 @@ from stepwell_server.core.memory import Vector
 from stepwell_server.core.run import Hold
 from stepwell_server.core.update import Staging
 from stepwell_server.core.workers import Answer
-from stepwell_server.service import outgoing
+from stepwell_server.service import outgoing, rows
 from stepwell_server.service.encode import decode_header, decode_identity
 from stepwell_server.service.hosted import HostedRun, placed_bytes
 from stepwell_server.service.machine import INLINE_BYTES_MAX, Machine
 from stepwell_server.service.runs import Runs
+from stepwell_server.service.sharing import Session
 from stepwell_server.service.turns import Turn
 
 M = TypeVar("M", bound=Message)
@@ -38,6 +39,8 @@ class Exchange:
         self._attached: asyncio.Future[Answer] | None = None
         self._placing: asyncio.Task[None] | None = None
         self._turn: Turn | None = None
+        # Where rows of the update may lie.
+        self._session: Session | None = None
 
     @property
     def staging(self) -> bool:
@@ -49,8 +52,10 @@ class Exchange:
         """The answer of the update on its way in, where it was made before."""
         return self._stored
 
-    async def stage(self, message: data_pb2.Stage, datas: Sequence[Buffer], *, whole: bool) -> None:
-        """Take a piece of an update, with the data of its ranges. Raises what is wrong; the update is then gone.
+    async def stage(
+        self, message: data_pb2.Stage, datas: Sequence[Buffer], rows_datas: Sequence[Buffer], *, whole: bool
+    ) -> None:
+        """Take a piece of an update, with the data of its ranges and rows. Raises what is wrong; it is then gone.
 
         whole: whether nothing follows.
         """
@@ -68,6 +73,12 @@ class Exchange:
             encoded = Encoded(part.encoding, part.elements, data, part.scales, part.indices) if part.encoding else None
             self._staging.admit(part.group, part.packed_offset_bytes, len(data), part.input, dtype, encoded)
             ranges.append((part.group, part.packed_offset_bytes, data, part.input, dtype, encoded))
+        if message.rows:
+            arrived = rows.admit(self._staging, message.rows, rows_datas, self._session)
+            await self._placed()
+            await self._hosted.place_rows(self._staging, arrived)
+            if not ranges:
+                return
         await self._placed()
         placing = self._hosted.place(self._staging, ranges)
         if placed_bytes(ranges) <= INLINE_BYTES_MAX:
@@ -98,26 +109,39 @@ class Exchange:
         finally:
             self._end_turn()
 
-    async def select(self, selection: data_pb2.Selection) -> "Parameters | SharedParameters":
-        """Hold the parameters that were asked for; the caller closes what it gets."""
+    async def select(self, selection: data_pb2.Selection) -> "Parameters | PulledRows":
+        """Hold the parameters that were asked for, and fetch the rows; the caller closes what it gets."""
         hosted = self._runs.get(selection.run)
         if selection.run_uid and selection.run_uid != hosted.run.uid:
             raise RunReplaced(
                 f"run '{selection.run}' was made anew, expected the uid of the present one; get it again for its layout"
             )
         newer_than = selection.if_newer_than if selection.HasField("if_newer_than") else None
+        session = None
         if selection.shared_memory:
             session = self._runs.sharing.find(selection.shared_memory, hosted)
-            return SharedParameters(*await session.hold(newer_than))
-        pieces = outgoing.select(hosted.run.layout, selection.parameters)
-        hold, points = await hosted.hold_point(selection.point or "parameters", newer_than)
+        machine = self._runs.machine
+        wanted = await rows.want(machine, hosted.run.tables, selection.rows, session) if selection.rows else []
+        try:
+            asked = [(each.number, each.ids, each.out) for each in wanted]
+            if selection.rows_only:
+                version, newer = await hosted.pull_rows(asked, newer_than)
+                return PulledRows(machine, version, newer, wanted)
+            if session is not None:
+                version, vectors = await session.hold(newer_than, asked)
+                return PulledRows(machine, version, vectors is not None, wanted, vectors or ())
+            pieces = outgoing.select(hosted.run.layout, selection.parameters)
+            hold, points = await hosted.hold_point(selection.point or "parameters", newer_than, asked)
+        except BaseException:
+            rows.free(machine.memory, wanted)
+            raise
         encoding = hosted.run.spec.parsed_parameter_encoding if selection.encoded else None
-        return Parameters(self._runs.machine, hosted, hold, pieces, points, encoding)
+        return Parameters(machine, hosted, hold, pieces, points, encoding, wanted)
 
     def close(self) -> None:
         """Free what is staged, once nothing is written to it any more. Does not wait: a wait could be cancelled."""
         hosted, staging, placing = self._hosted, self._staging, self._placing
-        self._staging = self._stored = self._attached = self._placing = None
+        self._staging = self._stored = self._attached = self._placing = self._session = None
         self._end_turn()
         if staging is None or hosted is None:
             return
@@ -145,7 +169,7 @@ class Exchange:
         if token or not whole:
             self._turn = await self._runs.machine.turns.take()
         if token:
-            session = self._runs.sharing.find(token, self._hosted)
+            self._session = session = self._runs.sharing.find(token, self._hosted)
             session.let_go()
             self._staging = await self._hosted.stage_shared(header, session.inputs, session.vectors)
         else:
@@ -162,19 +186,34 @@ class Exchange:
             self._placing = None
 
 
-class SharedParameters:
-    """A version that its worker reads where it lies."""
+class PulledRows:
+    """Rows on their way out, and parameters, if any, that their worker reads where they lie."""
 
-    def __init__(self, version: int, vectors: list[data_pb2.SharedVector] | None) -> None:
-        """vectors: None where the run is not beyond the version that was asked about."""
-        self.header = data_pb2.ParametersHeader(version=version, unchanged=vectors is None, vectors=vectors or ())
+    def __init__(
+        self,
+        machine: Machine,
+        version: int,
+        newer: bool,
+        wanted: Sequence[rows.WantedTable],
+        vectors: Sequence[data_pb2.SharedVector] = (),
+    ) -> None:
+        """newer: whether the run is beyond the version that was asked about; nothing follows if not."""
+        self._machine, self._wanted, self._newer = machine, wanted, newer
+        self.header = data_pb2.ParametersHeader(version=version, unchanged=not newer, vectors=vectors)
 
     async def messages(self, response: type[M]) -> AsyncIterator[tuple[Outgoing[M], bool]]:
-        """One message without ranges."""
-        yield Outgoing(response()), True
+        """The messages, and whether each is the last; at least one."""
+        following = rows.messages(response, self._wanted if self._newer else ())
+        present = next(following, None) or Outgoing(response())
+        for after in following:
+            yield present, False
+            present = after
+        yield present, True
 
     def close(self) -> None:
-        """The worker's session holds the version, not this."""
+        """The rows' memory is free; the worker's session holds the version, not this."""
+        wanted, self._wanted = self._wanted, ()
+        rows.free(self._machine.memory, wanted)
 
 
 class Parameters:
@@ -188,9 +227,14 @@ class Parameters:
         pieces: list[outgoing.Piece],
         points: Sequence[Vector | None],
         encoding: Encoding | None = None,
+        wanted: Sequence[rows.WantedTable] = (),
     ) -> None:
-        """points: by group, vectors to send in place of the parameters; freed on `close`. encoding: to send them in."""
+        """points: by group, vectors to send in place of the parameters; freed on `close`. encoding: to send them in.
+
+        wanted: rows of the same version; freed on `close`, too.
+        """
         self._points = points
+        self._wanted = wanted
         self._encoding = encoding
         self._machine = machine
         self._layout = hosted.run.layout
@@ -216,7 +260,11 @@ class Parameters:
             last = number + 1 == len(cut)
             if not last:
                 following = self._read(response, vectors, cut[number + 1])
-            yield ready, last
+            yield ready, last and not self._wanted
+        if self._wanted:
+            for message in rows.messages(response, self._wanted):
+                yield message, False
+            yield Outgoing(response()), True
 
     def close(self) -> None:
         """Let the version go."""
@@ -224,6 +272,8 @@ class Parameters:
             self._hold.release()
             self._hold = None
             self._machine.memory.free([point for point in self._points if point is not None])
+        wanted, self._wanted = self._wanted, ()
+        rows.free(self._machine.memory, wanted)
 
     def _read(
         self, response: type[Any], vectors: list[np.ndarray[Any, Any]], message: list[outgoing.Piece]

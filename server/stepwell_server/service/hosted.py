@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepwell.payload import Buffer
 from stepwell_server.core.coordinator import Decisions, Place
@@ -19,7 +20,9 @@ from stepwell_server.core.group import Launch
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.run import GroupArrays, Hold, Run
 from stepwell_server.core.settings import ACCUMULATOR, Settings
-from stepwell_server.core.spec import Schedules, fit_policy
+from stepwell_server.core.spec import Schedules, check_policy, fit_policy
+from stepwell_server.core.tables import StoredArray, Table
+from stepwell_server.core.tables.stored import accumulated_arrays, held_arrays, held_data
 from stepwell_server.core.update import Key, Staging, UpdateHeader
 from stepwell_server.core.workers import Answer, Membership
 from stepwell_server.service.commits import Commits
@@ -27,6 +30,14 @@ from stepwell_server.service.machine import Machine
 
 # A range of an update: group, begin, data, which input it is, its type where that is not the group's, its encoding.
 Arrived = tuple[int, int, Buffer, int, np.dtype[Any] | None, Encoded | None]
+
+# Rows of an update: the table's number, from which to which place they go, ids, data.
+ArrivedRows = tuple[int, int, int, Buffer, Buffer]
+# Rows to be pulled: the table's number, ids, and where they are written, shape (n, width).
+WantedRows = tuple[int, NDArray[np.int64], NDArray[Any]]
+
+# Rows lie all over the memory: to gather them takes about so many times as long as to copy as many bytes.
+_GATHERED_BYTES_WEIGHT = 4
 
 # How long a lease is that is asked for without a length, and the longest one.
 LEASE_SECONDS = 60.0
@@ -45,6 +56,9 @@ class HostedRun:
         self._expiry: asyncio.TimerHandle | None = None
         self._expiring: asyncio.Task[None] | None = None
         self._watch_leases()
+        joined = run.workers.joined
+        live = [[worker, joined[worker].epoch] for worker in run.coordinator.live]
+        self._tell("open", uid=run.uid.hex(), policy=run.coordinator.policy.spec, live=live)
 
     def exclusive(self) -> "Exclusive":
         """The run between commits; raises UnknownRun if it was deleted meanwhile."""
@@ -58,8 +72,9 @@ class HostedRun:
         """Make a caller a live worker: its membership, its place, and how long its lease is."""
         seconds = min(lease_seconds or LEASE_SECONDS, LEASE_SECONDS_MAX)
         async with self.exclusive() as run:
-            self._act(run.coordinator.expire(_now()))
+            self._expire_leases(run)
             membership, decisions = run.coordinator.join(worker, run.version, _now(), seconds)
+            self._tell("join", worker=worker, epoch=membership.epoch, lease_seconds=seconds)
             self._act(decisions)
             self._watch_leases()
             return membership, run.coordinator.place(worker), seconds
@@ -73,12 +88,30 @@ class HostedRun:
     async def leave(self, worker: str, epoch: int) -> None:
         """A worker goes. Raises as `Coordinator.leave`."""
         async with self.exclusive() as run:
-            self._act(run.coordinator.leave(worker, epoch))
+            decisions = run.coordinator.leave(worker, epoch)
+            self._tell("leave", worker=worker, epoch=epoch)
+            self._act(decisions)
 
     def _act(self, decisions: Decisions) -> None:
         """Carry out what follows from a change of who is live."""
         self.commits.sweep()
         self.commits.carry_out(decisions)
+        self._machine.wake()
+
+    def _expire_leases(self, run: Run) -> None:
+        """Fence whose lease has run out."""
+        logged = self._machine.update_log is not None
+        epochs = {name: worker.epoch for name, worker in run.workers.joined.items()} if logged else {}
+        decisions = run.coordinator.expire(_now())
+        for name, epoch in epochs.items():
+            if name not in run.coordinator.live:
+                self._tell("expire", worker=name, epoch=epoch)
+        self._act(decisions)
+
+    def _tell(self, kind: str, **more: object) -> None:
+        """The update log, where there is one."""
+        if self._machine.update_log is not None:
+            self._machine.update_log.event(self.run, kind, **more)
 
     def _watch_leases(self) -> None:
         """Look again when the next lease runs out, or has been renewed."""
@@ -92,7 +125,7 @@ class HostedRun:
     def _expire(self) -> None:
         async def expire() -> None:
             async with self.exclusive() as run:
-                self._act(run.coordinator.expire(_now()))
+                self._expire_leases(run)
                 self._watch_leases()
 
         self._expiring = asyncio.create_task(expire())
@@ -100,18 +133,39 @@ class HostedRun:
 
     async def stage(self, header: UpdateHeader) -> Staging:
         """Begin an update; waits for memory. `discard` or `commit` ends it."""
-        sizes = self.run.staging_sizes(header)
-        purpose = f"run '{self.run.name}': an update"
-        vectors = await self._machine.allocate(list(sizes.values()), purpose)
+        sizes, row_sizes = self.run.staging_sizes(header), self.run.row_sizes(header)
+        wanted = [*sizes.values(), *row_sizes]
+        self._check_round(wanted)
+        spare = self._spare(header.identity.worker, wanted)
+        vectors = await self._machine.allocate(wanted, f"run '{self.run.name}': an update", spare)
         try:
             self.check_present()
-            staging = self.run.stage(header, dict(zip(sizes, vectors, strict=True)))
+            taken = len(sizes)
+            staging = self.run.stage(header, dict(zip(sizes, vectors[:taken], strict=True)), vectors[taken:])
             if header.hyperparameters:
-                await self._machine.run(self.run.compile, self.run.settings_with(header))
+                await self._machine.run(self.run.compile, self.run.settings_with(header).groups)
         except BaseException:
             self._machine.memory.free(vectors)
             raise
         return staging
+
+    def _spare(self, worker: str, sizes: Sequence[Size]) -> Callable[[], int]:
+        """What must stay free when a worker's update is taken in: room for another, while it must wait for others."""
+        coordinator = self.run.coordinator
+        size_bytes = sum(size.size_bytes for size in sizes)
+
+        def spare() -> int:
+            return size_bytes if worker in coordinator.live and coordinator.position(worker) else 0
+
+        return spare
+
+    def _check_round(self, sizes: Sequence[Size]) -> None:
+        """Raise MemoryExhausted for a round that must wait in memory whole, and does not fit."""
+        coordinator = self.run.coordinator
+        if coordinator.policy.has_rounds and not coordinator.policy.folds_early:
+            count = coordinator.policy.round_size
+            purpose = f"run '{self.run.name}': a round of {count} updates"
+            self._machine.memory.check_fits(list(sizes) * count, purpose, self._machine.state_bytes())
 
     async def stage_shared(
         self, header: UpdateHeader, inputs: tuple[str, ...], shared: Mapping[Key, Vector]
@@ -130,20 +184,24 @@ class HostedRun:
         borrowed = self.run.keeps_gradients and all(size.dtype == shared[key].dtype for key, size in sizes.items())
         staging = await (self._borrow(header, {key: shared[key] for key in sizes}) if borrowed else self.stage(header))
         try:
-            await self._machine.run_sized(
-                sum(vector.nbytes for vector in shared.values()), staging.take, self._machine.memory.device, shared
-            )
+            size = sum(shared[key].nbytes for key in sizes)
+            await self._machine.run_sized(size, staging.take, self._machine.memory.device, shared)
         except BaseException:
             self.discard(staging)
             raise
         return staging
 
     async def _borrow(self, header: UpdateHeader, vectors: Mapping[Key, Vector]) -> Staging:
-        self.check_present()
-        staging = self.run.stage(header, vectors)
+        for_rows = await self._machine.allocate(self.run.row_sizes(header), f"run '{self.run.name}': rows")
+        try:
+            self.check_present()
+            staging = self.run.stage(header, vectors, for_rows)
+            if header.hyperparameters:
+                await self._machine.run(self.run.compile, self.run.settings_with(header).groups)
+        except BaseException:
+            self._machine.memory.free(for_rows)
+            raise
         staging.borrowed = True
-        if header.hyperparameters:
-            await self._machine.run(self.run.compile, self.run.settings_with(header))
         return staging
 
     async def share(self) -> None:
@@ -160,13 +218,15 @@ class HostedRun:
                 raise
             run.share(vectors)
 
-    async def hold_shared(self, if_newer_than: int | None = None) -> Hold | None:
+    async def hold_shared(self, if_newer_than: int | None = None, rows: Sequence[WantedRows] = ()) -> Hold | None:
         """As `hold`, with all parameters in memory that can be mapped."""
         while True:
             async with self.exclusive() as run:
                 if if_newer_than is not None and run.version <= if_newer_than:
                     return None
                 if run.shared:
+                    if rows:
+                        await self._pull(run, rows)
                     return run.hold()
             await self.share()  # the run has gone over to another state
 
@@ -174,35 +234,64 @@ class HostedRun:
         """Copy admitted ranges to their places, or decode them there."""
         await self._machine.run_sized(placed_bytes(ranges), self._place, staging, ranges)
 
+    async def place_rows(self, staging: Staging, rows: Sequence[ArrivedRows]) -> None:
+        """Copy rows that were admitted."""
+        await self._machine.run_sized(sum(len(data) for *_, data in rows), _place_rows, staging, rows)
+
     def discard(self, staging: Staging) -> None:
         """End an update, committed or not."""
-        if not staging.borrowed:
-            self._machine.memory.free(staging.vectors)
+        vectors = [] if staging.borrowed else staging.vectors
+        if staging.rows is not None:
+            vectors = [*vectors, *staging.rows.vectors]
+        if vectors:
+            self._machine.memory.free(vectors)
 
     async def commit(self, staging: Staging) -> Answer:
         """Hand a staged update to the run's policy, end it, and wait for its answer."""
         return await self.commits.commit(staging)
 
-    async def hold(self, if_newer_than: int | None = None) -> Hold | None:
-        """Hold the present version's parameters; None if the run is not beyond `if_newer_than`."""
+    async def hold(self, if_newer_than: int | None = None, rows: Sequence[WantedRows] = ()) -> Hold | None:
+        """Hold the present version's parameters; None if the run is not beyond `if_newer_than`.
+
+        rows: those to be written, of the same version. Raises UnknownTable, InvalidRows.
+        """
         async with self.exclusive() as run:
             if if_newer_than is not None and run.version <= if_newer_than:
                 return None
+            if rows:
+                await self._pull(run, rows)
             return run.hold()
 
-    async def hold_point(self, of: str, if_newer_than: int | None = None) -> tuple[Hold | None, list[Vector | None]]:
+    async def pull_rows(self, rows: Sequence[WantedRows], if_newer_than: int | None = None) -> tuple[int, bool]:
+        """Write rows of the present version, which is returned, and whether the run is beyond `if_newer_than`."""
+        async with self.exclusive() as run:
+            newer = if_newer_than is None or run.version > if_newer_than
+            if newer:
+                await self._pull(run, rows)
+            return run.version, newer
+
+    async def _pull(self, run: Run, rows: Sequence[WantedRows]) -> None:
+        tables = [(run.tables.find(number), ids, out) for number, ids, out in rows]
+        size = sum(out.nbytes for _, _, out in tables)
+        await self._machine.run_sized(size * _GATHERED_BYTES_WEIGHT, _pull_rows, tables)
+
+    async def hold_point(
+        self, of: str, if_newer_than: int | None = None, rows: Sequence[WantedRows] = ()
+    ) -> tuple[Hold | None, list[Vector | None]]:
         """As `hold`, and for each group a vector with the point's values, None where the parameters serve.
 
         The vectors are the caller's to free.
         """
         if of == "parameters":
-            plain = await self.hold(if_newer_than)
+            plain = await self.hold(if_newer_than, rows)
             return plain, [None] * len(self.run.groups)
         async with self.exclusive() as run:
             run.check_point(of)
             if if_newer_than is not None and run.version <= if_newer_than:
                 return None, []
             launches = run.point_launches(of)
+            if rows:
+                await self._pull(run, rows)
             if not any(launches):
                 return run.hold(), [None for _ in launches]
             sizes = [group.size("") for group, launch in zip(run.groups, launches, strict=True) if launch]
@@ -222,8 +311,8 @@ class HostedRun:
             raise
         return hold, computed
 
-    async def hold_state(self) -> tuple[Hold, dict[str, Any], list[GroupArrays]]:
-        """Hold the whole state; also the run as plain data and its arrays, all of one version."""
+    async def hold_state(self) -> tuple[Hold, dict[str, Any], list[GroupArrays], list[StoredArray]]:
+        """Hold the whole state; also the run as plain data, its arrays, and those of its tables, all of one version."""
         async with self.exclusive() as run:
             hold = run.hold(whole=True)
             arrays = [
@@ -234,7 +323,10 @@ class HostedRun:
                 )
                 for vectors, group in zip(hold.groups, run.groups, strict=True)
             ]
-            return hold, run.to_data(), arrays
+            data = run.to_data() | {"tables": [held_data(table) for table in hold.tables]}
+            extras = [array for table in hold.tables for array in held_arrays(table)]
+            extras += accumulated_arrays(run.accumulated.rows, run.tables.all)
+            return hold, data, arrays, extras
 
     async def change(
         self,
@@ -249,7 +341,7 @@ class HostedRun:
         """Change hyperparameters, schedules and policy from the next commit on."""
         async with self.exclusive() as run:
             settings = run.change(group, hyperparameters, schedules, removed, keep_clock, etag, policy)
-            await self._machine.run(run.compile, settings)
+            await self._machine.run(run.compile, settings.groups)
             slots = self._machine.memory.allocate(run.slots_needed(settings), f"run '{run.name}': an accumulator")
             try:
                 decisions = run.coordinator.change_policy(policy) if policy is not None else []
@@ -258,6 +350,9 @@ class HostedRun:
                 raise
             run.add_slots(settings, slots)
             run.set_settings(settings)
+            run.keep_base()
+            if policy is not None:
+                self._tell("policy", policy=run.coordinator.policy.spec)
             self._act(decisions)
 
     async def report(self, metrics: Mapping[str, float]) -> None:
@@ -267,14 +362,18 @@ class HostedRun:
 
     async def replace_state(
         self,
-        store: Callable[[int, dict[str, Any]], None],
+        store: Callable[[int, dict[str, Any], list[StoredArray]], None],
         version: int,
         samples: float,
         arrays: Sequence[GroupArrays],
         settings: Sequence[Settings | None] | None = None,
+        tables: Sequence[Table] | None = None,
         expected_version: int | None = None,
     ) -> None:
-        """Go over to another state in a new generation; `store` makes both durable first, so that it fails whole."""
+        """Go over to another state in a new generation; `store` makes both durable first, so that it fails whole.
+
+        tables: None for the present ones.
+        """
         async with self.exclusive() as run:
             run.check_version(expected_version)
             generation = run.generation + 1
@@ -283,13 +382,24 @@ class HostedRun:
                 await self._machine.run(run.compile, settings)
                 self._add_accumulators(settings, arrays)
             data = run.to_data_after(generation, version, samples, settings)
-            await self._machine.run(store, generation, data)
-            run.replace_state(generation, version, samples, arrays, settings)
+            kept = run.tables.all if tables is None else list(tables)
+            for table in kept:
+                check_policy(table.settings, run.coordinator.policy)
+            holds = [table.hold() for table in kept]
+            try:
+                data["tables"] = [held_data(hold) for hold in holds]
+                extras = [array for hold in holds for array in held_arrays(hold)]
+                await self._machine.run(store, generation, data, extras)
+            finally:
+                self._machine.memory.free([vector for hold in holds for vector in hold.release()])
+            run.replace_state(generation, version, samples, arrays, settings, tables)
+            self._tell("rewind")
             self.commits.sweep()
 
     async def delete(self) -> None:
         async with self.exclusive() as run:
             self.gone = True
+            self._tell("delete")
             self._watch_leases()
             try:
                 self.check_present()
@@ -340,6 +450,17 @@ def _now() -> float:
 def placed_bytes(ranges: Sequence[Arrived]) -> int:
     """About how much is written when these are placed."""
     return sum([4 * encoded.elements if encoded else len(data) for _, _, data, _, _, encoded in ranges])
+
+
+def _place_rows(staging: Staging, rows: Sequence[ArrivedRows]) -> None:
+    assert staging.rows is not None
+    for number, begin, end, ids, data in rows:
+        staging.rows.place(number, begin, end, ids, data)
+
+
+def _pull_rows(wanted: Sequence[tuple[Table, NDArray[np.int64], NDArray[Any]]]) -> None:
+    for table, ids, out in wanted:
+        table.pull(ids, out)
 
 
 def _copy_all(device: Device, sources: Sequence[Vector], targets: Sequence[Vector]) -> None:

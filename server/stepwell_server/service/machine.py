@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from stepwell.wire import RANGE_BYTES
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.service.turns import Turns
+from stepwell_server.service.update_log import UpdateLog
 
 R = TypeVar("R")
 
@@ -22,11 +23,12 @@ class Machine:
     def __init__(self, memory: Memory, threads: ThreadPoolExecutor, turns: Turns) -> None:
         self.memory = memory
         self.turns = turns
+        self.update_log: UpdateLog | None = None
         self._threads = threads
-        self._turns: list[asyncio.Future[None]] = []
+        self._turns: list[Callable[[], int]] = []
         # Set when memory is free; None while nobody waits for it.
         self._freed: asyncio.Event | None = None
-        memory.on_free = self._wake
+        memory.on_free = self.wake
         # What the states of all runs take, beside which everything else must fit.
         self.state_bytes: Callable[[], int] = lambda: 0
 
@@ -48,31 +50,40 @@ class Machine:
         """Do work on a thread, or here if it is small."""
         return work(*arguments) if size_bytes <= INLINE_BYTES_MAX else await self.run(work, *arguments)
 
-    async def allocate(self, sizes: Sequence[Size], purpose: str) -> list[Vector]:
+    async def allocate(self, sizes: Sequence[Size], purpose: str, spare: Callable[[], int] = lambda: 0) -> list[Vector]:
         """Vectors for a staged update, first come first served; waits without a thread while there is no memory.
 
-        Raises MemoryExhausted if they could not be had even with nothing else in the way but the states of the runs.
+        spare: how many bytes must stay free beside; asked at each try. Whoever asks for some holds up nobody: where
+        updates wait for others, those that can go on always find room. Raises MemoryExhausted if the vectors could not
+        be had even with nothing else in the way but the states of the runs.
         """
-        if not self._turns and (vectors := self.memory.try_allocate(sizes)) is not None:
+        if not self._turns and (vectors := self.memory.try_allocate(sizes, spare())) is not None:
             return vectors
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def turn() -> int:  # a function of its own, by which this caller is known
+            return spare()
+
         self._turns.append(turn)
         try:
             while True:
                 self.memory.check_fits(sizes, purpose, self.state_bytes())
-                if self._turns[0] is turn and (vectors := self.memory.try_allocate(sizes)) is not None:
-                    return vectors
+                before = self._turns[: self._turns.index(turn)]
+                if all(other() for other in before):
+                    vectors = self.memory.try_allocate(sizes, spare())
+                    if vectors is not None:
+                        return vectors
                 await self.changed()
         finally:
             self._turns.remove(turn)
-            self._wake()
+            self.wake()
 
     async def changed(self) -> None:
         """Wait until memory was freed or a reader let go."""
         self._freed = self._freed or asyncio.Event()
         await self._freed.wait()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
         if self._freed is not None:
             self._freed.set()
             self._freed = None

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,8 +23,11 @@ from stepwell_server.core.errors import (
 from stepwell_server.core.layout import Layout, check_name
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.run import GroupArrays, Run, RunLimits
-from stepwell_server.core.settings import Settings
+from stepwell_server.core.settings import Settings, settings_from_data
 from stepwell_server.core.spec import RunSpec
+from stepwell_server.core.tables import Brought, Reader, StoredArray, Table, make_tables, table_sizes
+from stepwell_server.core.tables.stored import load_accumulated, load_tables
+from stepwell_server.core.tables.table import cpu_of
 from stepwell_server.core.update import GroupTransfer
 from stepwell_server.service.hosted import LEASE_SECONDS, HostedRun
 from stepwell_server.service.limits import Limits
@@ -40,12 +45,21 @@ _DIFFERENCES_SHOWN = 10
 class Claim:
     """The right to create a run, held while its values arrive."""
 
-    def __init__(self, name: str, spec: RunSpec, layout: Layout, settings: Sequence[Settings | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: RunSpec,
+        layout: Layout,
+        settings: Sequence[Settings | None],
+        table_settings: Sequence[Settings],
+    ) -> None:
         self.name = name
         self.spec = spec
         self.layout = layout
         self.settings = settings
+        self.table_settings = table_settings
         self.vectors: list[dict[str, Vector]] = []
+        self.table_vectors: list[list[Vector]] = []
         self.transfers: list[GroupTransfer] = []
 
     def take(self, vectors: list[dict[str, Vector]]) -> None:
@@ -54,6 +68,22 @@ class Claim:
             GroupTransfer(group, taken[""], f"run '{self.name}', values of group {number}")
             for number, (group, taken) in enumerate(zip(self.layout.groups, vectors, strict=True))
         ]
+
+
+@dataclass
+class Stored:
+    """A state that was read: the run's data, its groups' arrays, its tables, and rows that waited for a commit."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    arrays: list[GroupArrays] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    accumulated: tuple[Brought, ...] = ()
+
+    @property
+    def vectors(self) -> list[Vector]:
+        found = [vector for group in self.arrays for vector in group.vectors.values()]
+        found += [vector for table in self.tables for vector in table.vectors]
+        return found + [vector for each in self.accumulated for vector in each.rows.vectors]
 
 
 class Runs:
@@ -102,6 +132,9 @@ class Runs:
         check_name("run", name)
         layout = await self.machine.run(spec.layout)
         settings = await self.machine.run(spec.settings, layout)
+        table_settings = await self.machine.run(spec.table_settings)
+        for table in spec.parsed_tables:
+            cpu_of(self.machine.memory.device, table.name)
         while True:
             if name in self._runs:
                 await self._check_same(self._runs[name], spec)
@@ -117,13 +150,19 @@ class Runs:
                 limit=self.limits.runs_count,
             )
         done = self._creating[name] = asyncio.Event()
-        claim = Claim(name, spec, layout, settings)
+        claim = Claim(name, spec, layout, settings, table_settings)
         try:
             claim.take(self._allocate(Run.state_sizes(layout, settings), f"run '{name}'"))
+            sizes = table_sizes(spec.parsed_tables, table_settings)
+            for table, wanted in zip(spec.parsed_tables, sizes, strict=True):
+                purpose = f"run '{name}', table '{table.name}'"
+                claim.table_vectors.append(self.machine.memory.allocate(wanted, purpose))
             yield claim
         finally:
-            if claim.vectors:
-                self.machine.memory.free([vector for group in claim.vectors for vector in group.values()])
+            unused = [vector for group in claim.vectors for vector in group.values()]
+            unused += [vector for vectors in claim.table_vectors for vector in vectors]
+            if unused:
+                self.machine.memory.free(unused)
             del self._creating[name]
             done.set()
 
@@ -136,8 +175,17 @@ class Runs:
             await self.machine.run(self._storage.delete_run, claim.name)
         run = Run(claim.name, os.urandom(UID_BYTES), claim.spec, claim.layout, self.machine.memory, self._run_limits())
         await self.machine.run(run.compile, claim.settings)
-        await self.machine.run(run.begin, claim.settings, claim.vectors)
-        claim.vectors = []
+        tables = await self.machine.run(
+            make_tables,
+            claim.spec.parsed_tables,
+            claim.table_settings,
+            self.machine.memory.device,
+            claim.table_vectors,
+            run.moment,
+            secrets.randbits(64),
+        )
+        await self.machine.run(run.begin, claim.settings, claim.vectors, tables)
+        claim.vectors, claim.table_vectors = [], []
         hosted = self._runs[claim.name] = HostedRun(run, self.machine)
         log.info("run created", run=claim.name, parameters=len(claim.layout.parameters), state_bytes=run.state_bytes)
         if self._storage is not None:
@@ -164,18 +212,22 @@ class Runs:
         samples: float,
         arrays: Sequence[GroupArrays],
         settings: Sequence[Settings | None] | None = None,
+        tables: Sequence[Table] | None = None,
         expected_version: int | None = None,
     ) -> HostedRun:
-        """Take a run to another state, in a new generation that a restart remembers."""
+        """Take a run to another state, in a new generation that a restart remembers.
+
+        tables: None for the present ones.
+        """
         hosted = self.get(name)
 
-        def store(generation: int, data: dict[str, Any]) -> None:
+        def store(generation: int, data: dict[str, Any], extras: Sequence[StoredArray]) -> None:
             if self._storage is not None:
                 self._storage.enter_generation(name, generation)
-                self._storage.save_snapshot(name, data, hosted.run.layout, arrays, time.time())
+                self._storage.save_snapshot(name, data, hosted.run.layout, arrays, time.time(), extras)
 
         async with self._saving_of(name):
-            await hosted.replace_state(store, version, samples, arrays, settings, expected_version)
+            await hosted.replace_state(store, version, samples, arrays, settings, tables, expected_version)
         return hosted
 
     async def delete(self, name: str) -> None:
@@ -197,7 +249,7 @@ class Runs:
         storage = self._require_storage()
         async with self._saving_of(name):
             hosted = self.get(name)
-            hold, data, arrays = await hosted.hold_state()
+            hold, data, arrays, extras = await hosted.hold_state()
             try:
                 run = hosted.run
                 mark = (
@@ -209,7 +261,9 @@ class Runs:
                 )
                 if self._saved.get(name) == mark:
                     return None
-                info = await self.machine.run(storage.save_snapshot, name, data, run.layout, arrays, time.time())
+                info = await self.machine.run(
+                    storage.save_snapshot, name, data, run.layout, arrays, time.time(), extras
+                )
                 self._saved[name] = mark
                 log.info("snapshot written", run=name, version=data["version"], size_bytes=info.size_bytes)
                 return info
@@ -224,11 +278,11 @@ class Runs:
     async def save_checkpoint(self, name: str, checkpoint: str) -> CheckpointInfo:
         storage = self._require_storage()
         hosted = self.get(name)
-        hold, data, arrays = await hosted.hold_state()
+        hold, data, arrays, extras = await hosted.hold_state()
         try:
             chosen = check_name("checkpoint", checkpoint or f"version-{data['version']}")
             return await self.machine.run(
-                storage.save_checkpoint, name, chosen, data, hosted.run.layout, arrays, time.time()
+                storage.save_checkpoint, name, chosen, data, hosted.run.layout, arrays, time.time(), extras
             )
         finally:
             hold.release()
@@ -243,12 +297,18 @@ class Runs:
         check_name("checkpoint", checkpoint)
         memory = self.machine.memory
         self.get(name)
-        data, arrays = await self._load(name, storage.load_checkpoint, checkpoint)
+        stored = await self._load(name, storage.load_checkpoint, checkpoint)
+        # What waited for a commit belongs to updates that nobody knows of any more.
+        memory.free([vector for each in stored.accumulated for vector in each.rows.vectors])
+        data, arrays, tables = stored.data, stored.arrays, stored.tables
         try:
             _, settings = Run.from_data(data, memory, self._run_limits())
-            return await self.replace_state(name, int(data["version"]), float(data["samples"]), arrays, settings)
+            return await self.replace_state(
+                name, int(data["version"]), float(data["samples"]), arrays, settings, tables
+            )
         except DomainError:
             memory.free([vector for group in arrays for vector in group.vectors.values()])
+            memory.free([vector for table in tables for vector in table.vectors])
             raise
 
     async def restore_all(self) -> None:
@@ -258,10 +318,11 @@ class Runs:
         storage = self._storage
         clean = await self.machine.run(storage.take_clean_mark)
         for name in await self.machine.run(storage.run_names):
-            data, arrays = await self._load(name, storage.load_newest)
+            stored = await self._load(name, storage.load_newest)
+            data = stored.data
             run, settings = Run.from_data(data, self.machine.memory, self._run_limits())
             await self.machine.run(run.compile, settings)
-            run.take_arrays(settings, arrays)
+            run.take_arrays(settings, stored.arrays, stored.tables, stored.accumulated)
             now = asyncio.get_running_loop().time()
             decisions = run.coordinator.restore(data["coordinator"], run.version, now, LEASE_SECONDS)
             # A run whose newest snapshot was damaged has gone back, however clean the stop was.
@@ -293,10 +354,12 @@ class Runs:
         vectors = iter(self.machine.memory.allocate([size for group in sizes for size in group.values()], purpose))
         return [{slot: next(vectors) for slot in group} for group in sizes]
 
-    async def _load(self, name: str, load: Callable[..., Any], *arguments: Any) -> tuple[Any, list[GroupArrays]]:
+    async def _load(self, name: str, load: Callable[..., Any], *arguments: Any) -> Stored:
         """Read a stored state on a thread. Memory belongs to the loop; what a failed reading took is given back."""
         loop = asyncio.get_running_loop()
+        device = self.machine.memory.device
         taken: list[Vector] = []
+        stored = Stored()
 
         async def allocate_here(sizes: list[Size]) -> list[Vector]:
             vectors = self.machine.memory.allocate(sizes, f"run '{name}'")
@@ -306,13 +369,22 @@ class Runs:
         def allocate(sizes: list[Size]) -> list[Vector]:
             return asyncio.run_coroutine_threadsafe(allocate_here(sizes), loop).result()
 
-        used: set[int] = set()
+        def load_extras(data: Mapping[str, Any], reader: Reader) -> None:
+            specs = RunSpec.from_data(data["spec"]).parsed_tables
+            settings = [settings_from_data(table["settings"]) for table in data["tables"]]
+            key = secrets.randbits(64)
+            stored.tables = load_tables(specs, settings, data["tables"], reader, allocate, device, key)
+            rows = data["accumulated"]["rows"]
+            stored.accumulated = load_accumulated(name, rows, stored.tables, reader, allocate)
+
         try:
-            data, arrays, _ = await self.machine.run(load, name, *arguments, allocate)
-            used = {id(vector) for group in arrays for vector in group.vectors.values()}
-            return data, arrays
-        finally:
-            self.machine.memory.free([vector for vector in taken if id(vector) not in used])
+            stored.data, stored.arrays, _ = await self.machine.run(load, name, *arguments, allocate, load_extras)
+        except BaseException:
+            self.machine.memory.free(taken)
+            raise
+        used = {id(vector) for vector in stored.vectors}
+        self.machine.memory.free([vector for vector in taken if id(vector) not in used])
+        return stored
 
     async def _check_same(self, hosted: HostedRun, spec: RunSpec) -> None:
         differences = await self.machine.run(hosted.run.spec.differences, spec)

@@ -27,6 +27,7 @@ from stepwell_server.service.machine import Machine
 from stepwell_server.service.runs import Runs
 from stepwell_server.service.sharing import Sharing
 from stepwell_server.service.turns import Turns
+from stepwell_server.service.update_log import UpdateLog
 from stepwell_server.storage.directory import DataDirectory
 from stepwell_server.storage.kernel_cache import private_directory
 
@@ -46,7 +47,7 @@ class ServerSettings:
     snapshot_seconds: how often runs are written to data_directory, 0 for never. drain_seconds: how long a stop waits
     for calls in flight. threads: kernel threads, 0 for one per core that the process may use. device: cpu, cuda or
     cuda:N. shared_memory: whether workers of this machine may share memory; shared_memory_directory: where they find
-    the socket for it, None for one of the user's own.
+    the socket for it, None for one of the user's own. update_log: a file to which what becomes of updates is appended.
     """
 
     address: str = "127.0.0.1:50051"
@@ -61,6 +62,7 @@ class ServerSettings:
     device: str = "cpu"
     shared_memory: bool = True
     shared_memory_directory: Path | None = None
+    update_log: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
 
@@ -80,6 +82,8 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
     sharing = Sharing(machine.memory, settings.shared_memory_directory)
     storage = None
     try:
+        if settings.update_log is not None:
+            machine.update_log = UpdateLog(settings.update_log)
         if settings.data_directory is not None:
             storage = DataDirectory(
                 settings.data_directory,
@@ -98,6 +102,8 @@ async def serve(settings: ServerSettings, on_listening: Callable[[str], None]) -
             storage.close()
         threads.shutdown()
         device.close()
+        if machine.update_log is not None:
+            machine.update_log.close()
 
 
 def check_address(settings: ServerSettings) -> None:

@@ -15,15 +15,16 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 
 from stepwell.v1 import data_pb2
 from stepwell_server.core.devices.shared import SharedVectors
-from stepwell_server.core.errors import InvalidValue, SharedMemoryUnavailable
-from stepwell_server.core.memory import Memory, Vector
+from stepwell_server.core.errors import InvalidValue, LimitExceeded, SharedMemoryUnavailable
+from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.core.run import Hold
 from stepwell_server.core.update import Key
-from stepwell_server.service.hosted import HostedRun
+from stepwell_server.service.hosted import HostedRun, WantedRows
 from stepwell_server.storage.private import private
 
 log = structlog.get_logger()
@@ -34,6 +35,7 @@ _PEER = struct.Struct("iII")  # pid, uid, gid
 # How long a worker may take to connect once it has its token.
 _CONNECT_SECONDS = 10.0
 _SESSIONS_MAX = 256
+_ROWS_BYTES_MAX = 1 << 30
 # A vector's own, and its mapping's.
 _DESCRIPTORS_PER_VECTOR = 2
 # How long to wait until a connection may be accepted again, when there was no descriptor for it.
@@ -55,9 +57,12 @@ class Session:
         shared: SharedVectors,
         inputs: Sequence[str],
         vectors: Mapping[Key, Vector],
+        rows: Vector | None,
     ) -> None:
+        """rows: bytes for rows of tables and their ids, which both sides write."""
         self.hosted = hosted
         self.vectors = vectors
+        self.rows = rows
         self.inputs = tuple(inputs)
         self.connected = False
         self.closed = False
@@ -71,10 +76,15 @@ class Session:
         return [self._describe(group, vector, number) for (group, number), vector in self.vectors.items()]
 
     @property
+    def own_rows(self) -> data_pb2.SharedVector | None:
+        """Where the worker finds the vector for rows."""
+        return None if self.rows is None else self._describe(0, self.rows)
+
+    @property
     def size_bytes(self) -> int:
         """Of its vectors, and of a version of the parameters."""
         held = sum(size.size_bytes for size in self.hosted.run.shared_sizes())
-        return held + sum(vector.nbytes for vector in self.vectors.values())
+        return held + sum(vector.nbytes for vector in self._written)
 
     def let_go(self) -> None:
         """The worker reads the parameters no more: commits may overwrite them."""
@@ -82,10 +92,15 @@ class Session:
             self._hold.release()
             self._hold = None
 
-    async def hold(self, newer_than: int | None = None) -> tuple[int, list[data_pb2.SharedVector] | None]:
-        """Hold the present version for the worker in place of the one before; None: there is no newer one."""
+    async def hold(
+        self, newer_than: int | None = None, rows: Sequence[WantedRows] = ()
+    ) -> tuple[int, list[data_pb2.SharedVector] | None]:
+        """Hold the present version for the worker in place of the one before; None: there is no newer one.
+
+        rows: as of `HostedRun.hold`.
+        """
         self.let_go()
-        hold = await self.hosted.hold_shared(newer_than)
+        hold = await self.hosted.hold_shared(newer_than, rows)
         if hold is None:
             return self.hosted.run.version, None
         if self.closed:
@@ -97,7 +112,7 @@ class Session:
 
     def descriptor(self, handle: int) -> tuple[int, int]:
         """A descriptor, and the size behind it, of what the worker has now; raises KeyError for anything else."""
-        for writable, vectors in ((True, self.vectors.values()), (False, self._held())):
+        for writable, vectors in ((True, self._written), (False, self._held())):
             for vector in vectors:
                 if self._shared.number(vector) == handle:
                     return self._shared.descriptor(vector, writable=writable), vector.nbytes
@@ -108,8 +123,13 @@ class Session:
         if not self.closed:
             self.closed = True
             self.let_go()
-            self._memory.free(list(self.vectors.values()))
-            self.vectors = {}  # the connection may last longer, and hands nothing over any more
+            self._memory.free(self._written)
+            self.vectors, self.rows = {}, None  # the connection may last longer, and hands nothing over any more
+
+    @property
+    def _written(self) -> list[Vector]:
+        """What the worker writes to."""
+        return [*self.vectors.values(), *([] if self.rows is None else [self.rows])]
 
     def _held(self) -> list[Vector]:
         return [group[""].vector for group in self._hold.groups] if self._hold else []
@@ -171,8 +191,11 @@ class Sharing:
             self._listener.close()
             _remove(self._path)
 
-    async def share(self, hosted: HostedRun, inputs: Sequence[str]) -> tuple[bytes, str, Session]:
-        """A session for a worker of the run: its token, and the path to connect to. Raises SharedMemoryUnavailable."""
+    async def share(self, hosted: HostedRun, inputs: Sequence[str], rows_bytes: int = 0) -> tuple[bytes, str, Session]:
+        """A session for a worker of the run: its token, and the path to connect to.
+
+        rows_bytes: of the vector for rows, 0 for none. Raises SharedMemoryUnavailable, LimitExceeded.
+        """
         shared = self._memory.device.shared
         if self._listener is None or shared is None:
             raise SharedMemoryUnavailable(f"{self._refusal}, expected it to; send updates in ranges")
@@ -191,13 +214,20 @@ class Sharing:
         token = secrets.token_bytes(TOKEN_BYTES)
         # Nobody else ever gets these again: whoever once mapped them could still write to them.
         sizes = hosted.run.worker_sizes(inputs, owner=token.hex())
-        self._check_descriptors(hosted, shared, len(sizes))
+        if rows_bytes > _ROWS_BYTES_MAX:
+            raise LimitExceeded(
+                f"run '{hosted.run.name}': {rows_bytes} bytes for rows, expected at most {_ROWS_BYTES_MAX}; ask for "
+                "less, and send what does not fit in messages",
+                limit=_ROWS_BYTES_MAX,
+            )
+        for_rows = [Size(rows_bytes, np.dtype(np.uint8), token.hex())] if rows_bytes else []
+        self._check_descriptors(hosted, shared, len(sizes) + len(for_rows))
         self._sharers[hosted] = self._sharers.get(hosted, 0) + 1
         try:
             if not self._set_quota(hosted):
                 raise self._no_memory(hosted)
             await hosted.share()
-            vectors = self._memory.try_allocate(list(sizes.values()))
+            vectors = self._memory.try_allocate([*sizes.values(), *for_rows])
             if vectors is None:
                 raise self._no_memory(hosted)
         except OSError as error:
@@ -209,8 +239,9 @@ class Sharing:
         except BaseException:
             self._leave(hosted)
             raise
-        taken = dict(zip(sizes, vectors, strict=True))
-        session = self._sessions[token] = Session(hosted, self._memory, shared, inputs, taken)
+        taken = dict(zip(sizes, vectors[: len(sizes)], strict=True))
+        rows = vectors[-1] if for_rows else None
+        session = self._sessions[token] = Session(hosted, self._memory, shared, inputs, taken, rows)
         asyncio.get_running_loop().call_later(_CONNECT_SECONDS, self._expire, token)
         return token, self._path, session
 

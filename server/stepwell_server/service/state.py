@@ -27,7 +27,7 @@ Key = tuple[int, int, str]  # kind, group, name
 async def send_state(runs: Runs, name: str, peer: Peer) -> None:
     """Stream a run's state, all of one version."""
     hosted = runs.get(name)
-    hold, plain, groups = await hosted.hold_state()
+    hold, plain, groups, _ = await hosted.hold_state()
     settings = [group.settings for group in hosted.run.groups]
     try:
         header: pb.StateHeader | None = pb.StateHeader(
@@ -71,6 +71,11 @@ async def read_state(runs: Runs, requests: AsyncIterator[pb.SetStateRequest]) ->
         raise InvalidValue(f"samples is {header.samples}, expected a finite number of 0 or more; give one")
     expected = first.expected_version if first.HasField("expected_version") else None
     hosted.run.check_version(expected)
+    if hosted.run.tables:
+        raise InvalidValue(
+            f"run '{first.run}' has tables, expected none: a state on the wire holds no rows, and a run goes back "
+            "whole or not at all; save a checkpoint and restore that"
+        )
     groups = await _allocate(runs, hosted.run)
     taken = False
     try:

@@ -30,6 +30,7 @@ from stepwell_server.core.errors import (
 )
 from stepwell_server.core.layout import Layout, check_name
 from stepwell_server.core.run import GroupArrays
+from stepwell_server.core.tables import StoredArray
 from stepwell_server.storage.files import (
     DELETED,
     WRITING,
@@ -40,7 +41,10 @@ from stepwell_server.storage.files import (
     write_file,
 )
 from stepwell_server.storage.snapshot import SnapshotInfo, read_arrays, read_manifest, write_snapshot
-from stepwell_server.storage.state_file import HOST, Allocate
+from stepwell_server.storage.state_file import HOST, Allocate, TensorReader
+
+# Gets a state's data, and what its file has beside the groups' arrays.
+LoadExtras = Callable[[Mapping[str, Any], TensorReader], None]
 
 _COUNTER = re.compile(r"(\d{8,})(\.damaged)?")
 
@@ -103,29 +107,36 @@ class DataDirectory:
     # Snapshots.
 
     def save_snapshot(
-        self, run: str, data: Mapping[str, Any], layout: Layout, groups: Sequence[GroupArrays], created_seconds: float
+        self,
+        run: str,
+        data: Mapping[str, Any],
+        layout: Layout,
+        groups: Sequence[GroupArrays],
+        created_seconds: float,
+        extras: Sequence[StoredArray] = (),
     ) -> SnapshotInfo:
-        """Store a snapshot, durable when this returns; then remove the oldest."""
+        """Store a snapshot, durable when this returns; then remove the oldest. extras: arrays beside the groups'."""
         snapshots = self._run(run) / "snapshots"
         with storage_failures(f"saving a snapshot of run '{run}'"):
             make_directory(snapshots)
-            info = write_snapshot(
-                snapshots / f"{self._next(run):08}", data, layout, groups, created_seconds, self._access
-            )
+            directory = snapshots / f"{self._next(run):08}"
+            info = write_snapshot(directory, data, layout, groups, created_seconds, self._access, extras)
             self._prune(snapshots)
         return info
 
-    def load_newest(self, run: str, allocate: Allocate) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
+    def load_newest(
+        self, run: str, allocate: Allocate, load: LoadExtras | None = None
+    ) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
         """The newest snapshot that is whole; damaged ones are set aside and reported.
 
-        Raises CheckpointDamaged if there is none, and what `allocate` raises. allocate: called once, unless a disk
-        fails in the middle of a read.
+        Raises CheckpointDamaged if there is none, and what `allocate` and `load` raise. allocate: called once, unless a
+        disk fails in the middle of a read. load: gets what a snapshot has beside the groups' arrays.
         """
         snapshots = self._run(run) / "snapshots"
         for counter in sorted(_sound(snapshots), reverse=True):
             directory = snapshots / f"{counter:08}"
             try:
-                return _load(run, directory, allocate, self._access)
+                return _load(run, directory, allocate, self._access, load)
             except CheckpointDamaged as error:
                 aside = snapshots / f"{counter:08}.damaged"
                 with storage_failures(f"setting aside a damaged snapshot of run '{run}'"):
@@ -148,6 +159,7 @@ class DataDirectory:
         layout: Layout,
         groups: Sequence[GroupArrays],
         created_seconds: float,
+        extras: Sequence[StoredArray] = (),
     ) -> CheckpointInfo:
         """Store a checkpoint, durable when this returns; raises CheckpointExists."""
         directory = self._checkpoint(run, name)
@@ -157,7 +169,8 @@ class DataDirectory:
                     f"run '{run}' has a checkpoint '{name}' already, expected a new name; choose another one", name=name
                 )
             make_directory(directory.parent)
-            return _checkpoint_info(write_snapshot(directory, data, layout, groups, created_seconds, self._access))
+            info = write_snapshot(directory, data, layout, groups, created_seconds, self._access, extras)
+            return _checkpoint_info(info)
 
     def list_checkpoints(self, run: str) -> list[CheckpointInfo]:
         """The checkpoints, oldest first, without those whose damage shows at a glance."""
@@ -170,9 +183,9 @@ class DataDirectory:
         return sorted(found, key=lambda checkpoint: (checkpoint.created_seconds, checkpoint.name))
 
     def load_checkpoint(
-        self, run: str, name: str, allocate: Allocate
+        self, run: str, name: str, allocate: Allocate, load: LoadExtras | None = None
     ) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
-        """A checkpoint's state; raises UnknownCheckpoint, CheckpointDamaged, and what `allocate` raises."""
+        """A checkpoint's state; raises UnknownCheckpoint, CheckpointDamaged, and what `allocate` and `load` raise."""
         directory = self._checkpoint(run, name)
         known = sorted(path.name for path in self._checkpoints(run))
         if name not in known:
@@ -181,7 +194,7 @@ class DataDirectory:
                 f"run '{run}' has no checkpoint '{name}', expected one of {listed}; choose one of them",
                 got=name,
             )
-        return _load(run, directory, allocate, self._access)
+        return _load(run, directory, allocate, self._access, load)
 
     # Generations.
 
@@ -311,7 +324,7 @@ def _sound(snapshots: Path) -> list[int]:
 
 
 def _load(
-    run: str, directory: Path, allocate: Allocate, access: Access
+    run: str, directory: Path, allocate: Allocate, access: Access, load: LoadExtras | None
 ) -> tuple[dict[str, Any], list[GroupArrays], SnapshotInfo]:
     manifest = read_manifest(directory)
     if manifest.data.get("name") != run:
@@ -319,7 +332,13 @@ def _load(
         raise CheckpointDamaged(
             f"'{name}' is of run '{manifest.data.get('name')}', expected '{run}'; move it back", path=name
         )
-    return manifest.data, read_arrays(directory, manifest, allocate, access), manifest.info(directory)
+
+    def load_extras(reader: TensorReader) -> None:
+        if load is not None:
+            load(manifest.data, reader)
+
+    arrays = read_arrays(directory, manifest, allocate, access, load_extras)
+    return manifest.data, arrays, manifest.info(directory)
 
 
 def _checkpoint_info(info: SnapshotInfo) -> CheckpointInfo:

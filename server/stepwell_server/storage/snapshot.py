@@ -29,20 +29,23 @@ from stepwell_server.core.policies import parse_policy
 from stepwell_server.core.run import GroupArrays
 from stepwell_server.core.settings import Settings, settings_from_data
 from stepwell_server.core.spec import RunSpec
+from stepwell_server.core.tables import StoredArray
 from stepwell_server.core.workers import Workers
 from stepwell_server.storage.files import WRITING, storage_failures, sync_directory
 from stepwell_server.storage.state_file import (
     DIGEST_BYTES,
     HOST,
     Allocate,
+    Declared,
     GroupPlan,
+    Load,
     StateMismatch,
     hash_state,
     read_state,
     write_state,
 )
 
-FORMAT = 2
+FORMAT = 3
 STATE_FILE = "state.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -65,13 +68,17 @@ class SnapshotInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A verified manifest. data: what `Run.to_data` gave, tuples as lists. state_blake2b: in hexadecimal."""
+    """A verified manifest. data: what `Run.to_data` gave, tuples as lists. state_blake2b: in hexadecimal.
+
+    extras: the arrays beside those of the groups, each with name, dtype and shape.
+    """
 
     data: dict[str, Any]
     version: int
     created_seconds: float
     state_bytes: int
     state_blake2b: str
+    extras: list[Declared]
 
     def info(self, directory: Path) -> SnapshotInfo:
         return SnapshotInfo(directory, self.version, self.created_seconds, self.state_bytes)
@@ -84,18 +91,20 @@ def write_snapshot(
     groups: Sequence[GroupArrays],
     created_seconds: float,
     access: Access = HOST,
+    extras: Sequence[StoredArray] = (),
 ) -> SnapshotInfo:
     """Store a state as `directory`, which does not exist; the directory above it does.
 
-    data: `Run.to_data`. The arrays are not copied and must not change. When this returns the state is durable; when it
-    raises StorageFailed nothing is left of it.
+    data: `Run.to_data`. extras: arrays beside those of the groups. The arrays are not copied and must not change. When
+    this returns the state is durable; when it raises StorageFailed nothing is left of it.
     """
     with storage_failures(f"writing '{_name(directory)}'"), ExitStack() as undo:
         unfinished = Path(tempfile.mkdtemp(prefix=WRITING, dir=directory.parent))
         undo.callback(shutil.rmtree, unfinished, ignore_errors=True)
         plans = _group_plans(layout, _settings(data))
-        state_bytes, state_blake2b = write_state(unfinished / STATE_FILE, layout, plans, groups, access)
-        manifest = Manifest(dict(data), int(data["version"]), created_seconds, state_bytes, state_blake2b)
+        state_bytes, state_blake2b = write_state(unfinished / STATE_FILE, layout, plans, groups, access, extras)
+        declared: list[Declared] = [(each.name, each.dtype.name, each.shape) for each in extras]
+        manifest = Manifest(dict(data), int(data["version"]), created_seconds, state_bytes, state_blake2b, declared)
         with (unfinished / MANIFEST_FILE).open("xb") as file:
             file.write(_render(manifest))
             file.flush()
@@ -137,11 +146,13 @@ def read_snapshot(directory: Path, allocate: Allocate) -> tuple[dict[str, Any], 
     return manifest.data, read_arrays(directory, manifest, allocate)
 
 
-def read_arrays(directory: Path, manifest: Manifest, allocate: Allocate, access: Access = HOST) -> list[GroupArrays]:
+def read_arrays(
+    directory: Path, manifest: Manifest, allocate: Allocate, access: Access = HOST, load: Load | None = None
+) -> list[GroupArrays]:
     """Verify the state file whole, then read it into vectors from `allocate`, which is called at most once.
 
-    Takes a few MiB beside the vectors. Raises CheckpointDamaged, before it allocates, and what `allocate` raises. If
-    the disk fails later, the vectors are the caller's to free.
+    load: gets what the file holds beside the groups. Takes a few MiB beside the vectors. Raises CheckpointDamaged,
+    before it allocates, and what `allocate` raises. If the disk fails later, the vectors are the caller's to free.
     """
     path = directory / STATE_FILE
     with _reading(path):
@@ -151,7 +162,7 @@ def read_arrays(directory: Path, manifest: Manifest, allocate: Allocate, access:
     layout, plans = _plan(directory, manifest.data)
     try:
         with _reading(path):
-            return read_state(path, layout, plans, allocate, access)
+            return read_state(path, layout, plans, allocate, access, manifest.extras, load)
     except StateMismatch as error:
         raise _damaged(path, str(error)) from error
 
@@ -179,8 +190,11 @@ def _parse(path: Path, body: bytes) -> Manifest:
 def _plan(directory: Path, data: Mapping[str, Any]) -> tuple[Layout, list[GroupPlan]]:
     """What the state file must hold; raises CheckpointDamaged where `Run.from_data` could not make a run."""
     try:
-        layout = RunSpec.from_data(data["spec"]).layout()
+        spec = RunSpec.from_data(data["spec"])
+        layout = spec.layout()
         settings = _settings(data)
+        if len(spec.parsed_tables) != len(data["tables"]):
+            raise ValueError("tables and their states differ")
         if [chosen is None for chosen in settings] != [group.frozen for group in layout.groups]:
             raise ValueError("settings and groups differ")
         counts = [int(data[name]) for name in ("generation", "version", "changes", "skipped_count")]
@@ -190,6 +204,8 @@ def _plan(directory: Path, data: Mapping[str, Any]) -> tuple[Layout, list[GroupP
         workers.restore(data["workers"])
         Coordinator(workers, parse_policy(None)).restore(data["coordinator"], int(data["version"]), 0.0, 1.0)
         Accumulated.from_data(data["accumulated"])
+        for table in data["tables"]:
+            settings_from_data(table["settings"])
         return layout, _group_plans(layout, settings)
     except _MALFORMED as error:
         raise _damaged(directory / MANIFEST_FILE, f"its data does not make a run ({error!r})") from error

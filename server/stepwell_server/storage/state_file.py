@@ -2,6 +2,7 @@
 
     parameters/<parameter>          slots/<slot>/<parameter>            C order, no padding
     steps/<group>  int64            scalars/<scalar>/<group>  float64   one number per parameter of the group
+    tables/<table>/<array>          accumulated/...                     see `core/tables/stored.py`
 
 The file is 8 bytes with the header's length, the header, and the tensors one after another. It is read with the library
 but written here: the library's writer would hold a copy of everything in memory.
@@ -26,13 +27,14 @@ from stepwell_server.core.errors import StorageFailed
 from stepwell_server.core.layout import Layout, LayoutGroup
 from stepwell_server.core.memory import Size, Vector
 from stepwell_server.core.run import GroupArrays
+from stepwell_server.core.tables import StoredArray
 
 Allocate = Callable[[list[Size]], list[Vector]]
 
 HOST = HostMemory()
 DIGEST_BYTES = 32
 
-_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64"}
+_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8"}
 # The library reads no longer header.
 _HEADER_BYTES_MAX = 100_000_000
 _PIECE_BYTES = 4 << 20
@@ -53,18 +55,42 @@ class GroupPlan:
     scalars: tuple[str, ...]
 
 
+# An array beside those of the groups: name, dtype and shape.
+Declared = tuple[str, str, Sequence[int]]
+
+
+class TensorReader:
+    """What an open file holds beside the groups' arrays."""
+
+    def __init__(self, tensors: Any) -> None:
+        self._tensors = tensors
+
+    def read(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Rows of an array, in its first dimension."""
+        array: NDArray[Any] = self._tensors.get_slice(name)[begin:end]
+        return array
+
+
+Load = Callable[[TensorReader], None]
+
+
 class StateMismatch(Exception):
     """The file is not a safetensors file with the tensors that the run's description asks for."""
 
 
 def write_state(
-    path: Path, layout: Layout, plans: Sequence[GroupPlan], groups: Sequence[GroupArrays], access: Access = HOST
+    path: Path,
+    layout: Layout,
+    plans: Sequence[GroupPlan],
+    groups: Sequence[GroupArrays],
+    access: Access = HOST,
+    extras: Sequence[StoredArray] = (),
 ) -> tuple[int, str]:
     """Write and fsync the file, without a copy of the arrays; its size in bytes and its blake2b digest.
 
-    access: how to read vectors.
+    access: how to read vectors. extras: what else is stored.
     """
-    blocks = _blocks(plans, groups)
+    blocks = _blocks(plans, groups, extras)
     header = _header(layout, blocks)
     with path.open("xb", buffering=0) as file:
         stream = _HashedFile(file)
@@ -85,16 +111,26 @@ def hash_state(path: Path) -> str:
 
 
 def read_state(
-    path: Path, layout: Layout, plans: Sequence[GroupPlan], allocate: Allocate, access: Access = HOST
+    path: Path,
+    layout: Layout,
+    plans: Sequence[GroupPlan],
+    allocate: Allocate,
+    access: Access = HOST,
+    extras: Sequence[Declared] = (),
+    load: Load | None = None,
 ) -> list[GroupArrays]:
     """Read the arrays into vectors from `allocate`, with a few MiB besides.
 
-    Raises StateMismatch before it allocates, and what `allocate` raises.
+    extras: what else is in the file. load: gets that, once the groups have been read.
+    Raises StateMismatch before it allocates, and what `allocate` and `load` raise.
     """
     try:
         with safe_open(path, framework="numpy") as tensors:
-            _check_tensors(tensors, layout, plans)
-            return _read_groups(tensors, layout, plans, allocate, access)
+            _check_tensors(tensors, layout, plans, extras)
+            groups = _read_groups(tensors, layout, plans, allocate, access)
+            if load is not None:
+                load(TensorReader(tensors))
+            return groups
     except SafetensorError as error:
         raise StateMismatch(f"safetensors says: {error}") from error
 
@@ -111,23 +147,29 @@ class _Block:
     def size_bytes(self) -> int:
         return self.array.nbytes if self.group is None else self.group.packed_bytes
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
 
-def _blocks(plans: Sequence[GroupPlan], groups: Sequence[GroupArrays]) -> list[_Block]:
-    blocks = []
+
+def _blocks(
+    plans: Sequence[GroupPlan], groups: Sequence[GroupArrays], extras: Sequence[StoredArray]
+) -> list[_Block | StoredArray]:
+    blocks: list[_Block | StoredArray] = [*extras]
     for number, (plan, arrays) in enumerate(zip(plans, groups, strict=True)):
         blocks += [_Block(_vector_name(slot), vector, plan.layouts[slot]) for slot, vector in arrays.vectors.items()]
         blocks.append(_Block(_steps_name(number), np.ascontiguousarray(arrays.steps), None))
         for scalar, values in arrays.scalars.items():
             blocks.append(_Block(_scalar_name(scalar, number), np.ascontiguousarray(values), None))
     # The widest numbers first, so that every tensor lies aligned for readers that map the file.
-    return sorted(blocks, key=lambda block: -block.array.itemsize)
+    return sorted(blocks, key=lambda block: -block.dtype.itemsize)
 
 
-def _header(layout: Layout, blocks: Sequence[_Block]) -> bytearray:
+def _header(layout: Layout, blocks: Sequence[_Block | StoredArray]) -> bytearray:
     header = bytearray(b"{")
     start = 0
     for block in blocks:
-        dtype = _DTYPES[block.array.dtype.name]
+        dtype = _DTYPES[block.dtype.name]
         for name, shape, begin, end in _tensors(layout, block):
             place = [start + begin, start + end]
             header += f'{_quote(name)}:{{"dtype":"{dtype}","shape":{list(shape)},"data_offsets":{place}}},'.encode()
@@ -142,8 +184,11 @@ def _header(layout: Layout, blocks: Sequence[_Block]) -> bytearray:
     return header
 
 
-def _tensors(layout: Layout, block: _Block) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+def _tensors(layout: Layout, block: _Block | StoredArray) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
     """Name, shape, and where it begins and ends within the block, in bytes."""
+    if isinstance(block, StoredArray):
+        yield block.name, block.shape, 0, block.size_bytes
+        return
     if block.group is None:
         yield block.name, block.array.shape, 0, block.array.nbytes
         return
@@ -153,7 +198,14 @@ def _tensors(layout: Layout, block: _Block) -> Iterator[tuple[str, tuple[int, ..
         yield name, block.group.shapes[place], offsets[place], offsets[place + 1]
 
 
-def _write_block(stream: "_HashedFile", block: _Block, access: Access) -> None:
+def _write_block(stream: "_HashedFile", block: _Block | StoredArray, access: Access) -> None:
+    if isinstance(block, StoredArray):
+        written = 0
+        for part in block.parts():
+            stream.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            written += part.nbytes
+        assert written == block.size_bytes, f"{block.name} is {written} bytes"
+        return
     if block.group is None:
         stream.write(block.array.view(np.uint8).data)
         return
@@ -196,8 +248,8 @@ class _HashedFile:
             piece = piece[self._file.write(piece) :]
 
 
-def _check_tensors(tensors: Any, layout: Layout, plans: Sequence[GroupPlan]) -> None:
-    expected: dict[str, tuple[str, list[int]]] = {}
+def _check_tensors(tensors: Any, layout: Layout, plans: Sequence[GroupPlan], extras: Sequence[Declared]) -> None:
+    expected: dict[str, tuple[str, list[int]]] = {name: (_DTYPES[dtype], list(shape)) for name, dtype, shape in extras}
     for number, (group, plan) in enumerate(zip(layout.groups, plans, strict=True)):
         for slot, own in plan.layouts.items():
             for index, lengths in zip(own.indices, own.shapes, strict=True):

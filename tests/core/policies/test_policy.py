@@ -73,7 +73,7 @@ def test_a_spec_gives_itself_again(name):
 
 
 def test_what_callers_ask_of_a_policy():
-    assert make({"name": "async", "delay_compensation": 0.04}).needs_base
+    assert make({"name": "async", "delay_compensation": 0.04, "staleness_max": 2}).needs_base
     assert not make({"name": "async"}).needs_base
     assert not make({"name": "sync"}).needs_base
     assert make({"name": "sync", "workers_max": 7}).workers_max == 7

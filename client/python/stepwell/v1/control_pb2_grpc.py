@@ -262,14 +262,15 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Returns a run's whole state at one version: parameters, slots, scalars, steps, clock.
+        """Returns a run's whole state at one version: parameters, slots, scalars, steps, clock; but no rows of tables.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetState(self, request_iterator, context):
-        """Replaces a run's whole state at once. The run enters a new generation and its workers are fenced.
+        """Replaces a run's whole state at once. The run enters a new generation and its workers are fenced. A run with tables
+        is refused: its rows come back with checkpoints only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

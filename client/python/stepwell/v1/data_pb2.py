@@ -26,7 +26,7 @@ from stepwell.v1 import errors_pb2 as stepwell_dot_v1_dot_errors__pb2
 from stepwell.v1 import run_pb2 as stepwell_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16stepwell/v1/data.proto\x12\x0bstepwell.v1\x1a\x18stepwell/v1/errors.proto\x1a\x15stepwell/v1/run.proto\"B\n\x12ShareMemoryRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\x0c\x12\x0e\n\x06inputs\x18\x03 \x03(\t\"`\n\x13ShareMemoryResponse\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12*\n\x07vectors\x18\x03 \x03(\x0b\x32\x19.stepwell.v1.SharedVector\"P\n\x0cSharedVector\x12\r\n\x05group\x18\x01 \x01(\r\x12\r\n\x05input\x18\x02 \x01(\r\x12\x0e\n\x06handle\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\xa6\x01\n\x0eUpdateIdentity\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\x0c\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0e\n\x06worker\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\x0c\x12\x1c\n\x14\x61\x63knowledged_version\x18\x08 \x01(\x04\"\xd6\x02\n\x0cUpdateHeader\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.stepwell.v1.UpdateIdentity\x12\x18\n\x10without_gradient\x18\x02 \x03(\r\x12\x0f\n\x07samples\x18\x03 \x01(\x01\x12:\n\x0fhyperparameters\x18\x04 \x03(\x0b\x32!.stepwell.v1.GroupHyperparameters\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x11\n\x04loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_scale\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fsparsity_factor\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0c\x62\x61se_version\x18\t \x01(\x04H\x03\x88\x01\x01\x42\x07\n\x05_lossB\r\n\x0b_loss_scaleB\x12\n\x10_sparsity_factorB\x0f\n\r_base_version\"\x93\x01\n\x14GroupHyperparameters\x12\r\n\x05group\x18\x01 \x01(\t\x12=\n\x06values\x18\x02 \x03(\x0b\x32-.stepwell.v1.GroupHyperparameters.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"m\n\x05Stage\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.stepwell.v1.UpdateHeader\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.stepwell.v1.Range\x12\x15\n\rshared_memory\x18\x03 \x01(\x0c\"Q\n\x06\x43ommit\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.stepwell.v1.UpdateIdentity\x12\x18\n\x10without_gradient\x18\x02 \x03(\r\"\xa2\x01\n\tSelection\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x03(\r\x12\x1a\n\rif_newer_than\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07run_uid\x18\x04 \x01(\x0c\x12\r\n\x05point\x18\x05 \x01(\t\x12\x15\n\rshared_memory\x18\x06 \x01(\x0c\x12\x0f\n\x07\x65ncoded\x18\x07 \x01(\x08\x42\x10\n\x0e_if_newer_than\"\xcb\x01\n\x06\x41nswer\x12%\n\x07outcome\x18\x01 \x01(\x0e\x32\x14.stepwell.v1.Outcome\x12\x19\n\x11\x63ommitted_version\x18\x02 \x01(\x04\x12\x17\n\nloss_scale\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12*\n\x0egradient_norms\x18\x04 \x01(\x0b\x32\x12.stepwell.v1.Norms\x12+\n\x0fparameter_norms\x18\x05 \x01(\x0b\x32\x12.stepwell.v1.NormsB\r\n\x0b_loss_scale\"0\n\x05Norms\x12\n\n\x02l1\x18\x01 \x01(\x01\x12\n\n\x02l2\x18\x02 \x01(\x01\x12\x0f\n\x07maximum\x18\x03 \x01(\x01\"v\n\x10ParametersHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tunchanged\x18\x02 \x01(\x08\x12\x12\n\ndata_bytes\x18\x03 \x01(\x04\x12*\n\x07vectors\x18\x04 \x03(\x0b\x32\x19.stepwell.v1.SharedVector\"U\n\x0bPushRequest\x12!\n\x05stage\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Commit\"3\n\x0cPushResponse\x12#\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x13.stepwell.v1.Answer\"8\n\x0bPullRequest\x12)\n\tselection\x18\x01 \x01(\x0b\x32\x16.stepwell.v1.Selection\"e\n\x0cPullResponse\x12\x31\n\nparameters\x18\x01 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.stepwell.v1.Range\"\x80\x01\n\x0bStepRequest\x12!\n\x05stage\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Commit\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.stepwell.v1.Selection\"\x8a\x01\n\x0cStepResponse\x12#\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x13.stepwell.v1.Answer\x12\x31\n\nparameters\x18\x02 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x03 \x03(\x0b\x32\x12.stepwell.v1.Range\"\xb1\x01\n\x0bWorkRequest\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x04\x12!\n\x05stage\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x13.stepwell.v1.Commit\x12)\n\tselection\x18\x04 \x01(\x0b\x32\x16.stepwell.v1.Selection\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\x0f\n\x07release\x18\x06 \x01(\x0c\"\xcd\x01\n\x0cWorkResponse\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x04\x12#\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Answer\x12\x31\n\nparameters\x18\x03 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x04 \x03(\x0b\x32\x12.stepwell.v1.Range\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.stepwell.v1.Error\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08*\x86\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x1d\n\x19OUTCOME_SKIPPED_NONFINITE\x10\x02\x12\x18\n\x14OUTCOME_DROPPED_LATE\x10\x03\x12\x12\n\x0eOUTCOME_FOLDED\x10\x04\x32\xdf\x02\n\x0b\x44\x61taService\x12=\n\x04Push\x12\x18.stepwell.v1.PushRequest\x1a\x19.stepwell.v1.PushResponse(\x01\x12=\n\x04Pull\x12\x18.stepwell.v1.PullRequest\x1a\x19.stepwell.v1.PullResponse0\x01\x12?\n\x04Step\x12\x18.stepwell.v1.StepRequest\x1a\x19.stepwell.v1.StepResponse(\x01\x30\x01\x12?\n\x04Work\x12\x18.stepwell.v1.WorkRequest\x1a\x19.stepwell.v1.WorkResponse(\x01\x30\x01\x12P\n\x0bShareMemory\x12\x1f.stepwell.v1.ShareMemoryRequest\x1a .stepwell.v1.ShareMemoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16stepwell/v1/data.proto\x12\x0bstepwell.v1\x1a\x18stepwell/v1/errors.proto\x1a\x15stepwell/v1/run.proto\"V\n\x12ShareMemoryRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\x0c\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x12\n\nrows_bytes\x18\x04 \x01(\x04\"\x89\x01\n\x13ShareMemoryResponse\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12*\n\x07vectors\x18\x03 \x03(\x0b\x32\x19.stepwell.v1.SharedVector\x12\'\n\x04rows\x18\x04 \x01(\x0b\x32\x19.stepwell.v1.SharedVector\"P\n\x0cSharedVector\x12\r\n\x05group\x18\x01 \x01(\r\x12\r\n\x05input\x18\x02 \x01(\r\x12\x0e\n\x06handle\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\xa6\x01\n\x0eUpdateIdentity\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\x0c\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0e\n\x06worker\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x07 \x01(\x0c\x12\x1c\n\x14\x61\x63knowledged_version\x18\x08 \x01(\x04\"\x8f\x03\n\x0cUpdateHeader\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.stepwell.v1.UpdateIdentity\x12\x18\n\x10without_gradient\x18\x02 \x03(\r\x12\x0f\n\x07samples\x18\x03 \x01(\x01\x12:\n\x0fhyperparameters\x18\x04 \x03(\x0b\x32!.stepwell.v1.GroupHyperparameters\x12\x0e\n\x06inputs\x18\x05 \x03(\t\x12\x11\n\x04loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_scale\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fsparsity_factor\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0c\x62\x61se_version\x18\t \x01(\x04H\x03\x88\x01\x01\x12\x11\n\trows_only\x18\n \x01(\x08\x12$\n\x04rows\x18\x0b \x03(\x0b\x32\x16.stepwell.v1.RowsCountB\x07\n\x05_lossB\r\n\x0b_loss_scaleB\x12\n\x10_sparsity_factorB\x0f\n\r_base_version\")\n\tRowsCount\x12\r\n\x05table\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\x93\x01\n\x14GroupHyperparameters\x12\r\n\x05group\x18\x01 \x01(\t\x12=\n\x06values\x18\x02 \x03(\x0b\x32-.stepwell.v1.GroupHyperparameters.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8e\x01\n\x05Stage\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.stepwell.v1.UpdateHeader\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.stepwell.v1.Range\x12\x15\n\rshared_memory\x18\x03 \x01(\x0c\x12\x1f\n\x04rows\x18\x04 \x03(\x0b\x32\x11.stepwell.v1.Rows\"Q\n\x06\x43ommit\x12-\n\x08identity\x18\x01 \x01(\x0b\x32\x1b.stepwell.v1.UpdateIdentity\x12\x18\n\x10without_gradient\x18\x02 \x03(\r\"\xd6\x01\n\tSelection\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x03(\r\x12\x1a\n\rif_newer_than\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07run_uid\x18\x04 \x01(\x0c\x12\r\n\x05point\x18\x05 \x01(\t\x12\x15\n\rshared_memory\x18\x06 \x01(\x0c\x12\x0f\n\x07\x65ncoded\x18\x07 \x01(\x08\x12\x1f\n\x04rows\x18\x08 \x03(\x0b\x32\x11.stepwell.v1.Rows\x12\x11\n\trows_only\x18\t \x01(\x08\x42\x10\n\x0e_if_newer_than\"\xcb\x01\n\x06\x41nswer\x12%\n\x07outcome\x18\x01 \x01(\x0e\x32\x14.stepwell.v1.Outcome\x12\x19\n\x11\x63ommitted_version\x18\x02 \x01(\x04\x12\x17\n\nloss_scale\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12*\n\x0egradient_norms\x18\x04 \x01(\x0b\x32\x12.stepwell.v1.Norms\x12+\n\x0fparameter_norms\x18\x05 \x01(\x0b\x32\x12.stepwell.v1.NormsB\r\n\x0b_loss_scale\"0\n\x05Norms\x12\n\n\x02l1\x18\x01 \x01(\x01\x12\n\n\x02l2\x18\x02 \x01(\x01\x12\x0f\n\x07maximum\x18\x03 \x01(\x01\"v\n\x10ParametersHeader\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x11\n\tunchanged\x18\x02 \x01(\x08\x12\x12\n\ndata_bytes\x18\x03 \x01(\x04\x12*\n\x07vectors\x18\x04 \x03(\x0b\x32\x19.stepwell.v1.SharedVector\"U\n\x0bPushRequest\x12!\n\x05stage\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Commit\"3\n\x0cPushResponse\x12#\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x13.stepwell.v1.Answer\"8\n\x0bPullRequest\x12)\n\tselection\x18\x01 \x01(\x0b\x32\x16.stepwell.v1.Selection\"\x86\x01\n\x0cPullResponse\x12\x31\n\nparameters\x18\x01 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.stepwell.v1.Range\x12\x1f\n\x04rows\x18\x03 \x03(\x0b\x32\x11.stepwell.v1.Rows\"\x80\x01\n\x0bStepRequest\x12!\n\x05stage\x18\x01 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Commit\x12)\n\tselection\x18\x03 \x01(\x0b\x32\x16.stepwell.v1.Selection\"\xab\x01\n\x0cStepResponse\x12#\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x13.stepwell.v1.Answer\x12\x31\n\nparameters\x18\x02 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x03 \x03(\x0b\x32\x12.stepwell.v1.Range\x12\x1f\n\x04rows\x18\x04 \x03(\x0b\x32\x11.stepwell.v1.Rows\"\xb1\x01\n\x0bWorkRequest\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x04\x12!\n\x05stage\x18\x02 \x01(\x0b\x32\x12.stepwell.v1.Stage\x12#\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x13.stepwell.v1.Commit\x12)\n\tselection\x18\x04 \x01(\x0b\x32\x16.stepwell.v1.Selection\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\x0f\n\x07release\x18\x06 \x01(\x0c\"\xee\x01\n\x0cWorkResponse\x12\x10\n\x08\x65xchange\x18\x01 \x01(\x04\x12#\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x13.stepwell.v1.Answer\x12\x31\n\nparameters\x18\x03 \x01(\x0b\x32\x1d.stepwell.v1.ParametersHeader\x12\"\n\x06ranges\x18\x04 \x03(\x0b\x32\x12.stepwell.v1.Range\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.stepwell.v1.Error\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x12\x1f\n\x04rows\x18\x07 \x03(\x0b\x32\x11.stepwell.v1.Rows*\x86\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_COMMITTED\x10\x01\x12\x1d\n\x19OUTCOME_SKIPPED_NONFINITE\x10\x02\x12\x18\n\x14OUTCOME_DROPPED_LATE\x10\x03\x12\x12\n\x0eOUTCOME_FOLDED\x10\x04\x32\xdf\x02\n\x0b\x44\x61taService\x12=\n\x04Push\x12\x18.stepwell.v1.PushRequest\x1a\x19.stepwell.v1.PushResponse(\x01\x12=\n\x04Pull\x12\x18.stepwell.v1.PullRequest\x1a\x19.stepwell.v1.PullResponse0\x01\x12?\n\x04Step\x12\x18.stepwell.v1.StepRequest\x1a\x19.stepwell.v1.StepResponse(\x01\x30\x01\x12?\n\x04Work\x12\x18.stepwell.v1.WorkRequest\x1a\x19.stepwell.v1.WorkResponse(\x01\x30\x01\x12P\n\x0bShareMemory\x12\x1f.stepwell.v1.ShareMemoryRequest\x1a .stepwell.v1.ShareMemoryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,50 +35,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._loaded_options = None
   _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=2697
-  _globals['_OUTCOME']._serialized_end=2831
+  _globals['_OUTCOME']._serialized_start=3045
+  _globals['_OUTCOME']._serialized_end=3179
   _globals['_SHAREMEMORYREQUEST']._serialized_start=88
-  _globals['_SHAREMEMORYREQUEST']._serialized_end=154
-  _globals['_SHAREMEMORYRESPONSE']._serialized_start=156
-  _globals['_SHAREMEMORYRESPONSE']._serialized_end=252
-  _globals['_SHAREDVECTOR']._serialized_start=254
-  _globals['_SHAREDVECTOR']._serialized_end=334
-  _globals['_UPDATEIDENTITY']._serialized_start=337
-  _globals['_UPDATEIDENTITY']._serialized_end=503
-  _globals['_UPDATEHEADER']._serialized_start=506
-  _globals['_UPDATEHEADER']._serialized_end=848
-  _globals['_GROUPHYPERPARAMETERS']._serialized_start=851
-  _globals['_GROUPHYPERPARAMETERS']._serialized_end=998
-  _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._serialized_start=953
-  _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._serialized_end=998
-  _globals['_STAGE']._serialized_start=1000
-  _globals['_STAGE']._serialized_end=1109
-  _globals['_COMMIT']._serialized_start=1111
-  _globals['_COMMIT']._serialized_end=1192
-  _globals['_SELECTION']._serialized_start=1195
-  _globals['_SELECTION']._serialized_end=1357
-  _globals['_ANSWER']._serialized_start=1360
-  _globals['_ANSWER']._serialized_end=1563
-  _globals['_NORMS']._serialized_start=1565
-  _globals['_NORMS']._serialized_end=1613
-  _globals['_PARAMETERSHEADER']._serialized_start=1615
-  _globals['_PARAMETERSHEADER']._serialized_end=1733
-  _globals['_PUSHREQUEST']._serialized_start=1735
-  _globals['_PUSHREQUEST']._serialized_end=1820
-  _globals['_PUSHRESPONSE']._serialized_start=1822
-  _globals['_PUSHRESPONSE']._serialized_end=1873
-  _globals['_PULLREQUEST']._serialized_start=1875
-  _globals['_PULLREQUEST']._serialized_end=1931
-  _globals['_PULLRESPONSE']._serialized_start=1933
-  _globals['_PULLRESPONSE']._serialized_end=2034
-  _globals['_STEPREQUEST']._serialized_start=2037
-  _globals['_STEPREQUEST']._serialized_end=2165
-  _globals['_STEPRESPONSE']._serialized_start=2168
-  _globals['_STEPRESPONSE']._serialized_end=2306
-  _globals['_WORKREQUEST']._serialized_start=2309
-  _globals['_WORKREQUEST']._serialized_end=2486
-  _globals['_WORKRESPONSE']._serialized_start=2489
-  _globals['_WORKRESPONSE']._serialized_end=2694
-  _globals['_DATASERVICE']._serialized_start=2834
-  _globals['_DATASERVICE']._serialized_end=3185
+  _globals['_SHAREMEMORYREQUEST']._serialized_end=174
+  _globals['_SHAREMEMORYRESPONSE']._serialized_start=177
+  _globals['_SHAREMEMORYRESPONSE']._serialized_end=314
+  _globals['_SHAREDVECTOR']._serialized_start=316
+  _globals['_SHAREDVECTOR']._serialized_end=396
+  _globals['_UPDATEIDENTITY']._serialized_start=399
+  _globals['_UPDATEIDENTITY']._serialized_end=565
+  _globals['_UPDATEHEADER']._serialized_start=568
+  _globals['_UPDATEHEADER']._serialized_end=967
+  _globals['_ROWSCOUNT']._serialized_start=969
+  _globals['_ROWSCOUNT']._serialized_end=1010
+  _globals['_GROUPHYPERPARAMETERS']._serialized_start=1013
+  _globals['_GROUPHYPERPARAMETERS']._serialized_end=1160
+  _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._serialized_start=1115
+  _globals['_GROUPHYPERPARAMETERS_VALUESENTRY']._serialized_end=1160
+  _globals['_STAGE']._serialized_start=1163
+  _globals['_STAGE']._serialized_end=1305
+  _globals['_COMMIT']._serialized_start=1307
+  _globals['_COMMIT']._serialized_end=1388
+  _globals['_SELECTION']._serialized_start=1391
+  _globals['_SELECTION']._serialized_end=1605
+  _globals['_ANSWER']._serialized_start=1608
+  _globals['_ANSWER']._serialized_end=1811
+  _globals['_NORMS']._serialized_start=1813
+  _globals['_NORMS']._serialized_end=1861
+  _globals['_PARAMETERSHEADER']._serialized_start=1863
+  _globals['_PARAMETERSHEADER']._serialized_end=1981
+  _globals['_PUSHREQUEST']._serialized_start=1983
+  _globals['_PUSHREQUEST']._serialized_end=2068
+  _globals['_PUSHRESPONSE']._serialized_start=2070
+  _globals['_PUSHRESPONSE']._serialized_end=2121
+  _globals['_PULLREQUEST']._serialized_start=2123
+  _globals['_PULLREQUEST']._serialized_end=2179
+  _globals['_PULLRESPONSE']._serialized_start=2182
+  _globals['_PULLRESPONSE']._serialized_end=2316
+  _globals['_STEPREQUEST']._serialized_start=2319
+  _globals['_STEPREQUEST']._serialized_end=2447
+  _globals['_STEPRESPONSE']._serialized_start=2450
+  _globals['_STEPRESPONSE']._serialized_end=2621
+  _globals['_WORKREQUEST']._serialized_start=2624
+  _globals['_WORKREQUEST']._serialized_end=2801
+  _globals['_WORKRESPONSE']._serialized_start=2804
+  _globals['_WORKRESPONSE']._serialized_end=3042
+  _globals['_DATASERVICE']._serialized_start=3182
+  _globals['_DATASERVICE']._serialized_end=3533
 # @@protoc_insertion_point(module_scope)

@@ -23,24 +23,28 @@ OUTCOME_DROPPED_LATE: Outcome
 OUTCOME_FOLDED: Outcome
 
 class ShareMemoryRequest(_message.Message):
-    __slots__ = ("run", "run_uid", "inputs")
+    __slots__ = ("run", "run_uid", "inputs", "rows_bytes")
     RUN_FIELD_NUMBER: _ClassVar[int]
     RUN_UID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_BYTES_FIELD_NUMBER: _ClassVar[int]
     run: str
     run_uid: bytes
     inputs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., inputs: _Optional[_Iterable[str]] = ...) -> None: ...
+    rows_bytes: int
+    def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., inputs: _Optional[_Iterable[str]] = ..., rows_bytes: _Optional[int] = ...) -> None: ...
 
 class ShareMemoryResponse(_message.Message):
-    __slots__ = ("socket", "token", "vectors")
+    __slots__ = ("socket", "token", "vectors", "rows")
     SOCKET_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     socket: str
     token: bytes
     vectors: _containers.RepeatedCompositeFieldContainer[SharedVector]
-    def __init__(self, socket: _Optional[str] = ..., token: _Optional[bytes] = ..., vectors: _Optional[_Iterable[_Union[SharedVector, _Mapping]]] = ...) -> None: ...
+    rows: SharedVector
+    def __init__(self, socket: _Optional[str] = ..., token: _Optional[bytes] = ..., vectors: _Optional[_Iterable[_Union[SharedVector, _Mapping]]] = ..., rows: _Optional[_Union[SharedVector, _Mapping]] = ...) -> None: ...
 
 class SharedVector(_message.Message):
     __slots__ = ("group", "input", "handle", "size_bytes")
@@ -75,7 +79,7 @@ class UpdateIdentity(_message.Message):
     def __init__(self, run: _Optional[str] = ..., run_uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., acknowledged_version: _Optional[int] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters", "inputs", "loss", "loss_scale", "sparsity_factor", "base_version")
+    __slots__ = ("identity", "without_gradient", "samples", "hyperparameters", "inputs", "loss", "loss_scale", "sparsity_factor", "base_version", "rows_only", "rows")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_GRADIENT_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +89,8 @@ class UpdateHeader(_message.Message):
     LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
     SPARSITY_FACTOR_FIELD_NUMBER: _ClassVar[int]
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     identity: UpdateIdentity
     without_gradient: _containers.RepeatedScalarFieldContainer[int]
     samples: float
@@ -94,7 +100,17 @@ class UpdateHeader(_message.Message):
     loss_scale: float
     sparsity_factor: float
     base_version: int
-    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., loss_scale: _Optional[float] = ..., sparsity_factor: _Optional[float] = ..., base_version: _Optional[int] = ...) -> None: ...
+    rows_only: bool
+    rows: _containers.RepeatedCompositeFieldContainer[RowsCount]
+    def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ..., samples: _Optional[float] = ..., hyperparameters: _Optional[_Iterable[_Union[GroupHyperparameters, _Mapping]]] = ..., inputs: _Optional[_Iterable[str]] = ..., loss: _Optional[float] = ..., loss_scale: _Optional[float] = ..., sparsity_factor: _Optional[float] = ..., base_version: _Optional[int] = ..., rows_only: bool = ..., rows: _Optional[_Iterable[_Union[RowsCount, _Mapping]]] = ...) -> None: ...
+
+class RowsCount(_message.Message):
+    __slots__ = ("table", "count")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    table: int
+    count: int
+    def __init__(self, table: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class GroupHyperparameters(_message.Message):
     __slots__ = ("group", "values")
@@ -112,14 +128,16 @@ class GroupHyperparameters(_message.Message):
     def __init__(self, group: _Optional[str] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Stage(_message.Message):
-    __slots__ = ("header", "ranges", "shared_memory")
+    __slots__ = ("header", "ranges", "shared_memory", "rows")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     header: UpdateHeader
     ranges: _containers.RepeatedCompositeFieldContainer[_run_pb2.Range]
     shared_memory: bytes
-    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., shared_memory: _Optional[bytes] = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[_run_pb2.Rows]
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., shared_memory: _Optional[bytes] = ..., rows: _Optional[_Iterable[_Union[_run_pb2.Rows, _Mapping]]] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("identity", "without_gradient")
@@ -130,7 +148,7 @@ class Commit(_message.Message):
     def __init__(self, identity: _Optional[_Union[UpdateIdentity, _Mapping]] = ..., without_gradient: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Selection(_message.Message):
-    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory", "encoded")
+    __slots__ = ("run", "parameters", "if_newer_than", "run_uid", "point", "shared_memory", "encoded", "rows", "rows_only")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     IF_NEWER_THAN_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +156,8 @@ class Selection(_message.Message):
     POINT_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_ONLY_FIELD_NUMBER: _ClassVar[int]
     run: str
     parameters: _containers.RepeatedScalarFieldContainer[int]
     if_newer_than: int
@@ -145,7 +165,9 @@ class Selection(_message.Message):
     point: str
     shared_memory: bytes
     encoded: bool
-    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ..., shared_memory: _Optional[bytes] = ..., encoded: bool = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[_run_pb2.Rows]
+    rows_only: bool
+    def __init__(self, run: _Optional[str] = ..., parameters: _Optional[_Iterable[int]] = ..., if_newer_than: _Optional[int] = ..., run_uid: _Optional[bytes] = ..., point: _Optional[str] = ..., shared_memory: _Optional[bytes] = ..., encoded: bool = ..., rows: _Optional[_Iterable[_Union[_run_pb2.Rows, _Mapping]]] = ..., rows_only: bool = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("outcome", "committed_version", "loss_scale", "gradient_norms", "parameter_norms")
@@ -204,12 +226,14 @@ class PullRequest(_message.Message):
     def __init__(self, selection: _Optional[_Union[Selection, _Mapping]] = ...) -> None: ...
 
 class PullResponse(_message.Message):
-    __slots__ = ("parameters", "ranges")
+    __slots__ = ("parameters", "ranges", "rows")
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     parameters: ParametersHeader
     ranges: _containers.RepeatedCompositeFieldContainer[_run_pb2.Range]
-    def __init__(self, parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[_run_pb2.Rows]
+    def __init__(self, parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[_run_pb2.Rows, _Mapping]]] = ...) -> None: ...
 
 class StepRequest(_message.Message):
     __slots__ = ("stage", "commit", "selection")
@@ -222,14 +246,16 @@ class StepRequest(_message.Message):
     def __init__(self, stage: _Optional[_Union[Stage, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., selection: _Optional[_Union[Selection, _Mapping]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("answer", "parameters", "ranges")
+    __slots__ = ("answer", "parameters", "ranges", "rows")
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     answer: Answer
     parameters: ParametersHeader
     ranges: _containers.RepeatedCompositeFieldContainer[_run_pb2.Range]
-    def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[_run_pb2.Rows]
+    def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., rows: _Optional[_Iterable[_Union[_run_pb2.Rows, _Mapping]]] = ...) -> None: ...
 
 class WorkRequest(_message.Message):
     __slots__ = ("exchange", "stage", "commit", "selection", "last", "release")
@@ -248,17 +274,19 @@ class WorkRequest(_message.Message):
     def __init__(self, exchange: _Optional[int] = ..., stage: _Optional[_Union[Stage, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., selection: _Optional[_Union[Selection, _Mapping]] = ..., last: bool = ..., release: _Optional[bytes] = ...) -> None: ...
 
 class WorkResponse(_message.Message):
-    __slots__ = ("exchange", "answer", "parameters", "ranges", "error", "done")
+    __slots__ = ("exchange", "answer", "parameters", "ranges", "error", "done", "rows")
     EXCHANGE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     exchange: int
     answer: Answer
     parameters: ParametersHeader
     ranges: _containers.RepeatedCompositeFieldContainer[_run_pb2.Range]
     error: _errors_pb2.Error
     done: bool
-    def __init__(self, exchange: _Optional[int] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., error: _Optional[_Union[_errors_pb2.Error, _Mapping]] = ..., done: bool = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[_run_pb2.Rows]
+    def __init__(self, exchange: _Optional[int] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., parameters: _Optional[_Union[ParametersHeader, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[_run_pb2.Range, _Mapping]]] = ..., error: _Optional[_Union[_errors_pb2.Error, _Mapping]] = ..., done: bool = ..., rows: _Optional[_Iterable[_Union[_run_pb2.Rows, _Mapping]]] = ...) -> None: ...

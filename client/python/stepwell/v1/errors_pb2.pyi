@@ -60,6 +60,11 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNKNOWN_POLICY: _ClassVar[ErrorReason]
     ERROR_REASON_STALE_UPDATE: _ClassVar[ErrorReason]
     ERROR_REASON_POLICY_REFUSED: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_TABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_ROWS: _ClassVar[ErrorReason]
+    ERROR_REASON_ROWS_NOT_SUPPORTED: _ClassVar[ErrorReason]
+    ERROR_REASON_TABLE_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_TABLES_UNAVAILABLE: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_CONTRACT_MISMATCH: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
@@ -111,6 +116,11 @@ ERROR_REASON_INVALID_ENCODING: ErrorReason
 ERROR_REASON_UNKNOWN_POLICY: ErrorReason
 ERROR_REASON_STALE_UPDATE: ErrorReason
 ERROR_REASON_POLICY_REFUSED: ErrorReason
+ERROR_REASON_UNKNOWN_TABLE: ErrorReason
+ERROR_REASON_INVALID_ROWS: ErrorReason
+ERROR_REASON_ROWS_NOT_SUPPORTED: ErrorReason
+ERROR_REASON_TABLE_FULL: ErrorReason
+ERROR_REASON_TABLES_UNAVAILABLE: ErrorReason
 
 class Error(_message.Message):
     __slots__ = ("reason", "message", "details")

@@ -33,7 +33,7 @@ NONFINITE_SKIP: Nonfinite
 NONFINITE_ALLOW: Nonfinite
 
 class Spec(_message.Message):
-    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms", "gradient_encoding", "parameter_encoding", "policy")
+    __slots__ = ("parameters", "optimizer", "flavor", "hyperparameters", "schedules", "groups", "nonfinite", "samples_per_epoch", "definition", "transforms", "wrappers", "report_norms", "gradient_encoding", "parameter_encoding", "policy", "tables")
     class HyperparametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Spec(_message.Message):
     GRADIENT_ENCODING_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_ENCODING_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
     optimizer: str
     flavor: str
@@ -78,7 +79,73 @@ class Spec(_message.Message):
     gradient_encoding: _values_pb2.Encoding
     parameter_encoding: _values_pb2.Encoding
     policy: _values_pb2.Policy
-    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ..., gradient_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., parameter_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[TableSpec]
+    def __init__(self, parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., nonfinite: _Optional[_Union[Nonfinite, str]] = ..., samples_per_epoch: _Optional[float] = ..., definition: _Optional[str] = ..., transforms: _Optional[_Iterable[_Union[_values_pb2.Transform, _Mapping]]] = ..., wrappers: _Optional[_Iterable[_Union[_values_pb2.Wrapper, _Mapping]]] = ..., report_norms: bool = ..., gradient_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., parameter_encoding: _Optional[_Union[_values_pb2.Encoding, _Mapping]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ..., tables: _Optional[_Iterable[_Union[TableSpec, _Mapping]]] = ...) -> None: ...
+
+class TableSpec(_message.Message):
+    __slots__ = ("name", "width", "dtype", "initializer", "seed", "optimizer", "flavor", "hyperparameters", "schedules", "sparse_mode", "rows_max", "admission", "eviction")
+    class InitializerEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class SchedulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Schedule
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Schedule, _Mapping]] = ...) -> None: ...
+    class AdmissionEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class EvictionEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    INITIALIZER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FLAVOR_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_MODE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    EVICTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    width: int
+    dtype: DType
+    initializer: _containers.MessageMap[str, _values_pb2.Value]
+    seed: int
+    optimizer: str
+    flavor: str
+    hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
+    schedules: _containers.MessageMap[str, _values_pb2.Schedule]
+    sparse_mode: str
+    rows_max: int
+    admission: _containers.MessageMap[str, _values_pb2.Value]
+    eviction: _containers.MessageMap[str, _values_pb2.Value]
+    def __init__(self, name: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., initializer: _Optional[_Mapping[str, _values_pb2.Value]] = ..., seed: _Optional[int] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., sparse_mode: _Optional[str] = ..., rows_max: _Optional[int] = ..., admission: _Optional[_Mapping[str, _values_pb2.Value]] = ..., eviction: _Optional[_Mapping[str, _values_pb2.Value]] = ...) -> None: ...
 
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -125,14 +192,26 @@ class GroupSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[str]] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., frozen: bool = ..., definition: _Optional[str] = ...) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("groups", "parameters", "last")
+    __slots__ = ("groups", "parameters", "last", "tables")
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[LayoutGroup]
     parameters: _containers.RepeatedCompositeFieldContainer[LayoutParameter]
     last: bool
-    def __init__(self, groups: _Optional[_Iterable[_Union[LayoutGroup, _Mapping]]] = ..., parameters: _Optional[_Iterable[_Union[LayoutParameter, _Mapping]]] = ..., last: bool = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[LayoutTable]
+    def __init__(self, groups: _Optional[_Iterable[_Union[LayoutGroup, _Mapping]]] = ..., parameters: _Optional[_Iterable[_Union[LayoutParameter, _Mapping]]] = ..., last: bool = ..., tables: _Optional[_Iterable[_Union[LayoutTable, _Mapping]]] = ...) -> None: ...
+
+class LayoutTable(_message.Message):
+    __slots__ = ("name", "width", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    width: int
+    dtype: DType
+    def __init__(self, name: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class LayoutGroup(_message.Message):
     __slots__ = ("name", "dtype", "vector_bytes", "packed_bytes", "frozen")
@@ -184,8 +263,32 @@ class Range(_message.Message):
     indices: bytes
     def __init__(self, group: _Optional[int] = ..., packed_offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., input: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ..., encoding: _Optional[str] = ..., elements: _Optional[int] = ..., scales: _Optional[bytes] = ..., indices: _Optional[bytes] = ...) -> None: ...
 
+class Rows(_message.Message):
+    __slots__ = ("table", "ids", "data", "first", "shared")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    table: int
+    ids: bytes
+    data: bytes
+    first: int
+    shared: SharedRows
+    def __init__(self, table: _Optional[int] = ..., ids: _Optional[bytes] = ..., data: _Optional[bytes] = ..., first: _Optional[int] = ..., shared: _Optional[_Union[SharedRows, _Mapping]] = ...) -> None: ...
+
+class SharedRows(_message.Message):
+    __slots__ = ("count", "ids_offset_bytes", "data_offset_bytes")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    IDS_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    ids_offset_bytes: int
+    data_offset_bytes: int
+    def __init__(self, count: _Optional[int] = ..., ids_offset_bytes: _Optional[int] = ..., data_offset_bytes: _Optional[int] = ...) -> None: ...
+
 class Run(_message.Message):
-    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics", "policy", "tally", "accumulated_count")
+    __slots__ = ("name", "uid", "generation", "version", "etag", "samples", "spec", "groups", "workers", "parameters_count", "state_bytes", "skipped_count", "duplicates_count", "loss_scale", "points", "metrics", "policy", "tally", "accumulated_count", "tables")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -212,6 +315,7 @@ class Run(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TALLY_FIELD_NUMBER: _ClassVar[int]
     ACCUMULATED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: bytes
     generation: int
@@ -231,10 +335,53 @@ class Run(_message.Message):
     policy: _values_pb2.Policy
     tally: Tally
     accumulated_count: int
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., loss_scale: _Optional[float] = ..., points: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., accumulated_count: _Optional[int] = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[TableState]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[bytes] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., etag: _Optional[str] = ..., samples: _Optional[float] = ..., spec: _Optional[_Union[Spec, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., parameters_count: _Optional[int] = ..., state_bytes: _Optional[int] = ..., skipped_count: _Optional[int] = ..., duplicates_count: _Optional[int] = ..., loss_scale: _Optional[float] = ..., points: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., policy: _Optional[_Union[_values_pb2.Policy, _Mapping]] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ..., accumulated_count: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableState, _Mapping]]] = ...) -> None: ...
+
+class TableState(_message.Message):
+    __slots__ = ("name", "rows", "created", "refused", "evicted", "state_bytes", "step", "optimizer", "flavor", "hyperparameters", "schedules", "slots")
+    class HyperparametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Value, _Mapping]] = ...) -> None: ...
+    class SchedulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _values_pb2.Schedule
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_values_pb2.Schedule, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FLAVOR_FIELD_NUMBER: _ClassVar[int]
+    HYPERPARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: int
+    created: int
+    refused: int
+    evicted: int
+    state_bytes: int
+    step: int
+    optimizer: str
+    flavor: str
+    hyperparameters: _containers.MessageMap[str, _values_pb2.Value]
+    schedules: _containers.MessageMap[str, _values_pb2.Schedule]
+    slots: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., created: _Optional[int] = ..., refused: _Optional[int] = ..., evicted: _Optional[int] = ..., state_bytes: _Optional[int] = ..., step: _Optional[int] = ..., optimizer: _Optional[str] = ..., flavor: _Optional[str] = ..., hyperparameters: _Optional[_Mapping[str, _values_pb2.Value]] = ..., schedules: _Optional[_Mapping[str, _values_pb2.Schedule]] = ..., slots: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Tally(_message.Message):
-    __slots__ = ("commits", "folded", "skipped", "dropped", "refused", "withdrawn", "duplicates", "staleness_last", "staleness_max", "staleness_counts")
+    __slots__ = ("commits", "folded", "skipped", "dropped", "refused", "withdrawn", "duplicates", "staleness_last", "staleness_max", "staleness_counts", "gradient_norm_last")
     COMMITS_FIELD_NUMBER: _ClassVar[int]
     FOLDED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +392,7 @@ class Tally(_message.Message):
     STALENESS_LAST_FIELD_NUMBER: _ClassVar[int]
     STALENESS_MAX_FIELD_NUMBER: _ClassVar[int]
     STALENESS_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NORM_LAST_FIELD_NUMBER: _ClassVar[int]
     commits: int
     folded: int
     skipped: int
@@ -255,7 +403,8 @@ class Tally(_message.Message):
     staleness_last: int
     staleness_max: int
     staleness_counts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, commits: _Optional[int] = ..., folded: _Optional[int] = ..., skipped: _Optional[int] = ..., dropped: _Optional[int] = ..., refused: _Optional[int] = ..., withdrawn: _Optional[int] = ..., duplicates: _Optional[int] = ..., staleness_last: _Optional[int] = ..., staleness_max: _Optional[int] = ..., staleness_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+    gradient_norm_last: float
+    def __init__(self, commits: _Optional[int] = ..., folded: _Optional[int] = ..., skipped: _Optional[int] = ..., dropped: _Optional[int] = ..., refused: _Optional[int] = ..., withdrawn: _Optional[int] = ..., duplicates: _Optional[int] = ..., staleness_last: _Optional[int] = ..., staleness_max: _Optional[int] = ..., staleness_counts: _Optional[_Iterable[int]] = ..., gradient_norm_last: _Optional[float] = ...) -> None: ...
 
 class GroupState(_message.Message):
     __slots__ = ("name", "dtype", "optimizer", "flavor", "hyperparameters", "schedules", "slots", "scalars")

@@ -52,8 +52,8 @@ def gather(vector, packed, begin, packed_offsets, vector_offsets):
         low += 1
 
 
-def fold(target, source, begins, ends, kept, share):
-    """kept * target + share * source, from each begin to its end; 0 times anything is 0."""
+def fold(target, base, source, begins, ends, kept, share):
+    """kept * base + share * source, from each begin to its end; 0 times anything is 0. They may be one array."""
     zero = target.dtype.type(0)
     for piece in range(len(begins)):
         if kept == zero and share == zero:
@@ -61,13 +61,13 @@ def fold(target, source, begins, ends, kept, share):
                 target[i] = zero
         elif share == zero:
             for i in range(begins[piece], ends[piece]):
-                target[i] = kept * target[i]
+                target[i] = kept * base[i]
         elif kept == zero:
             for i in range(begins[piece], ends[piece]):
                 target[i] = share * source[i]
         else:
             for i in range(begins[piece], ends[piece]):
-                target[i] = kept * target[i] + share * source[i]
+                target[i] = kept * base[i] + share * source[i]
 
 
 def place_bfloat16(words, halves, begin, packed_offsets, vector_offsets):

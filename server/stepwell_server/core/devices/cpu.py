@@ -374,8 +374,17 @@ class CpuDevice(HostMemory):
     def fill(self, vector: Vector, value: float) -> None:
         vector.fill(value)
 
-    def fold(self, target: Vector, source: Vector, begins: Offsets, ends: Offsets, kept: float, share: float) -> None:
-        """Make elements of the target kept * target + share * source, on all threads."""
+    def fold(
+        self,
+        target: Vector,
+        source: Vector,
+        begins: Offsets,
+        ends: Offsets,
+        kept: float,
+        share: float,
+        base: Vector | None = None,
+    ) -> None:
+        """Make elements of the target kept * base + share * source, on all threads."""
         number = target.dtype.type
         pieces = Pieces(begins, ends, np.zeros(len(begins), np.int64))
         if pieces.elements:
@@ -383,6 +392,7 @@ class CpuDevice(HostMemory):
                 pieces,
                 lambda part: self._fold(
                     target,
+                    target if base is None else base,
                     source,
                     part.begins.view(np.uint64),
                     part.ends.view(np.uint64),
@@ -454,7 +464,7 @@ class CpuDevice(HostMemory):
         self._fold = self.compile_function(
             module.fold,
             *(
-                numba.void(number[::1], number[::1], spans, spans, number, number)
+                numba.void(number[::1], number[::1], number[::1], spans, spans, number, number)
                 for number in (numba.float32, numba.float64)
             ),
         )

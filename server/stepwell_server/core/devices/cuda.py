@@ -226,14 +226,24 @@ class CudaDevice:
         with self.committing():
             vector.fill(value)
 
-    def fold(self, target: Vector, source: Vector, begins: Offsets, ends: Offsets, kept: float, share: float) -> None:
+    def fold(
+        self,
+        target: Vector,
+        source: Vector,
+        begins: Offsets,
+        ends: Offsets,
+        kept: float,
+        share: float,
+        base: Vector | None = None,
+    ) -> None:
+        base = target if base is None else base
         with self.committing():
             for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-                part = target[begin:end]
+                part, before = target[begin:end], base[begin:end]
                 if share == 0:
-                    part[...] = kept * part if kept else 0
+                    part[...] = kept * before if kept else 0
                 else:
-                    part[...] = kept * part + share * source[begin:end] if kept else share * source[begin:end]
+                    part[...] = kept * before + share * source[begin:end] if kept else share * source[begin:end]
 
     def read(self, vector: Vector, begin: int, end: int) -> memoryview:
         """Bytes of a vector, from `begin` to `end`, as the commits before leave them."""

@@ -125,10 +125,19 @@ class Device(Access, Protocol):
     def fill(self, vector: Vector, value: float) -> None:
         """Set every element."""
 
-    def fold(self, target: Vector, source: Vector, begins: Offsets, ends: Offsets, kept: float, share: float) -> None:
-        """Make the target's elements, from each begin to its end, kept * target + share * source.
+    def fold(
+        self,
+        target: Vector,
+        source: Vector,
+        begins: Offsets,
+        ends: Offsets,
+        kept: float,
+        share: float,
+        base: Vector | None = None,
+    ) -> None:
+        """Make the target's elements, from each begin to its end, kept * base + share * source.
 
-        With a factor of 0 what it stands before does not count, not even a NaN.
+        base: the target itself by default. With a factor of 0 what it stands before does not count, not even a NaN.
         """
 
     def close(self) -> None:

@@ -110,6 +110,11 @@ class Policy(ABC):
         return False
 
     @property
+    def bases_count(self) -> int:
+        """How many versions before the present one must be at hand for that."""
+        return 0
+
+    @property
     def waiting(self) -> list[Contribution]:
         """The updates that wait: not decided on, and not folded."""
         return list(self._waiting.values())
@@ -202,6 +207,11 @@ class Policy(ABC):
     def staleness(self, contribution: Contribution) -> int:
         """How many commits lie between the parameters that it was taken at and the present ones."""
         return max(0, self.version - contribution.base_version)
+
+    @property
+    def round_size(self) -> int:
+        """How many updates a commit waits for."""
+        return 1
 
     def position(self, worker: str) -> int:
         """How many live workers' updates must come before this one's can be folded or committed.

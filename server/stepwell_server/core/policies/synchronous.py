@@ -40,6 +40,11 @@ class Synchronous(Policy):
     def local_steps(self) -> int:
         return self._integer("local_steps")
 
+    @property
+    def round_size(self) -> int:
+        live = len(self.workers)
+        return max(1, min(live, self._optional_integer("quorum") or live))
+
     def position(self, worker: str) -> int:
         """Where the order is fixed, how many before it in order have not contributed to the open round.
 

@@ -7,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepwell_server.core.arguments import Value
-from stepwell_server.core.errors import DomainError, TableFull
+from stepwell_server.core.errors import DomainError, NonfiniteGradient, TableFull
 from stepwell_server.core.memory import Size, Vector
-from stepwell_server.core.settings import Moment, Settings
+from stepwell_server.core.settings import Moment, Settings, damped
 from stepwell_server.core.tables.coefficients import by_scalars, shared
 from stepwell_server.core.tables.eviction import EVICTED_MAX, Batch, Victims
 from stepwell_server.core.tables.missed import byte_offsets
 from stepwell_server.core.tables.row_loops import COUNT, TOUCHED
-from stepwell_server.core.tables.rules import check_change, check_rows, row_rule
 
 if TYPE_CHECKING:
     from stepwell_server.core.tables.table import Table
@@ -41,16 +40,17 @@ class TableCommit:
         settings: Settings,
         given: Mapping[str, float],
         grow: bool,
+        damping: float,
+        checks_finite: bool,
     ) -> None:
         self._table = table
         self._ids, self._grads, self._given, self._grow = ids, grads, given, grow
+        self._checks_finite = checks_finite
         self.settings, self._rule = settings, table.rule
         if settings is not table.settings:
-            check_rows(settings, table.spec.sparse_mode, f"table '{table.spec.name}'")
-            self._rule = row_rule(settings, table.spec.sparse_mode)
-            check_change(table.rule, self._rule, f"table '{table.spec.name}'")
+            self._rule = table.check_settings(settings)
         self._kernel = table.device.compile_rows(self._rule.program, table.dtype)
-        self.values: Mapping[str, Value] = settings.at(moment)
+        self.values: Mapping[str, Value] = damped(settings.at(moment), damping)
         self.step = table.step + 1
         self._unneeded: list[Vector] = []
         self._chunks: list[Vector] = []
@@ -166,7 +166,13 @@ class TableCommit:
         self._gradients = arrays["grads"].view(np.uint64)
         start = np.uint64(self._grads.ctypes.data)
         if distinct:
-            table.row_loops.add_up(which, firsts, distinct, start, table.work.sums, self._gradients)
+            sums = table.row_loops.add_up(which, firsts, distinct, start, table.work.sums, self._gradients)
+            if self._checks_finite and not np.isfinite(table.work.sums[:sums]).all():
+                raise NonfiniteGradient(
+                    f"table '{table.spec.name}': the gradients of an id that comes several times have a sum beyond "
+                    f"what {table.dtype} holds, expected a finite one; scale them down",
+                    table=table.spec.name,
+                )
         self._distinct_count = distinct
 
     def _find_rows(self) -> Plan:

@@ -6,7 +6,7 @@ same names: "ids" (n,), "rows" (n, width), "slot.<name>" (n, width) for each slo
 is `counts`, where ids are counted before they get a row.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,11 @@ class TableHold:
         return dict(self._data)
 
     @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._table.spec.name
+
+    @property
     def counts(self) -> NDArray[np.uint8] | None:
         """How often ids without a row came, as `Table.load_counts` takes it; None where nobody counts."""
         return None if self._admission is None else self._admission.vector
@@ -71,24 +76,18 @@ class TableHold:
     @property
     def array_types(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         """The type of each array, and the shape of one row of it."""
-        table = self._table
-        whole = np.dtype(np.int64)
-        types: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-            "ids": (whole, ()),
-            "rows": (table.dtype, (table.width,)),
-        }
-        types |= {f"slot.{name}": (table.dtype, (table.width,)) for name in table.slots}
-        types |= {"touched": (whole, ()), "count": (whole, ())}
-        if table.layout.scalars:
-            types["scalars"] = (np.dtype(np.float64), (table.layout.scalars,))
-        return types
+        return self._table.array_types
 
-    def parts(self) -> Iterator[Part]:
-        """The rows, in parts of a few megabytes; together `rows` of them. Safe on any thread, while commits go on."""
+    def parts(self, names: Collection[str] = ()) -> Iterator[Part]:
+        """The rows, in parts of a few megabytes; together `rows` of them. Safe on any thread, while commits go on.
+
+        names: which arrays; all for none.
+        """
+        names = names or self.array_types
         joined = max(1, _PART_BYTES // (self._table.layout.row_bytes * self._table.layout.chunk_rows))
         for first in range(0, len(self._chunks), joined):
-            parts = [self._part(number) for number in range(first, min(first + joined, len(self._chunks)))]
-            parts = [part for part in parts if len(part["ids"])]
+            parts = [self._part(number, names) for number in range(first, min(first + joined, len(self._chunks)))]
+            parts = [part for part in parts if len(next(iter(part.values())))]
             if parts:
                 yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -106,23 +105,25 @@ class TableHold:
                 unneeded.append(self._admission.vector)
         return unneeded
 
-    def _part(self, number: int) -> Part:
+    def _part(self, number: int, names: Collection[str]) -> Part:
         table, layout, chunk = self._table, self._table.layout, self._chunks[number]
         used = min(layout.chunk_rows, self._used - number * layout.chunk_rows)
         marks = chunk.vectors[1].reshape(-1, MARKS)[: max(0, used)]
         places = np.flatnonzero(marks[:, TOUCHED] != FREE)
         live = marks[places]
-        part: Part = {"ids": live[:, ID].copy()}
-        records = self._current(chunk, places, live[:, TOUCHED])
+        marks_of = {"ids": ID, "touched": TOUCHED, "count": COUNT}
+        part: Part = {name: live[:, which].copy() for name, which in marks_of.items() if name in names}
+        in_records = ["rows", *(f"slot.{name}" for name in table.slots)]
+        wanted = [(order, name) for order, name in enumerate(in_records) if name in names]
+        records = self._current(chunk, places, live[:, TOUCHED]) if wanted else chunk.vectors[0]
         size = layout.width * layout.dtype.itemsize
-        for order, name in enumerate(("rows", *(f"slot.{name}" for name in table.slots))):
+        for order, name in wanted:
             part[name] = np.empty((len(places), layout.width), layout.dtype)
             offset = np.uint64(order * size)
             table.row_loops.unpack(
                 np.uint64(records.ctypes.data), places, layout.record_bytes, offset, np.uint64(layout.width), part[name]
             )
-        part |= {"touched": live[:, TOUCHED].copy(), "count": live[:, COUNT].copy()}
-        if layout.scalars:
+        if layout.scalars and "scalars" in names:
             part["scalars"] = chunk.vectors[2].reshape(-1, layout.scalars)[places]
         return part
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from stepwell_server.core.arguments import Value
 from stepwell_server.core.devices.cpu import CpuDevice
-from stepwell_server.core.devices.device import Device
+from stepwell_server.core.devices.device import ALIGNMENT_BYTES, Device
 from stepwell_server.core.errors import InvalidRows, LimitExceeded, TablesUnavailable
 from stepwell_server.core.group import Held
 from stepwell_server.core.memory import Size, Vector
@@ -136,13 +136,17 @@ class Table:
 
         Raises RowsNotSupported and ChangeRefused, and then nothing has changed.
         """
-        check_rows(settings, self.spec.sparse_mode, f"table '{self.spec.name}'")
-        rule = row_rule(settings, self.spec.sparse_mode)
-        check_change(self.rule, rule, f"table '{self.spec.name}'")
-        self.rule, self.settings = rule, settings
+        self.rule, self.settings = self.check_settings(settings), settings
         self.device.compile_rows(self.rule.program, self.dtype)
         if self.rule.idle is not None:
             self.device.compile_rows(self.rule.idle.program, self.dtype)
+
+    def check_settings(self, settings: Settings) -> RowRule:
+        """Raise as `set_settings`; what they do to rows."""
+        check_rows(settings, self.spec.sparse_mode, f"table '{self.spec.name}'")
+        rule = row_rule(settings, self.spec.sparse_mode)
+        check_change(self.rule, rule, f"table '{self.spec.name}'")
+        return rule
 
     # Commits.
 
@@ -154,6 +158,8 @@ class Table:
         settings: Settings | None = None,
         given: Mapping[str, float] = MappingProxyType({}),
         grow: bool = True,
+        damping: float = 1.0,
+        checks_finite: bool = False,
     ) -> TableCommit:
         """Plan a commit of row gradients.
 
@@ -161,11 +167,13 @@ class Table:
         grads: shape (n, width), the table's dtype, C order, finite; read in `apply`, too. settings: of this commit and
         from then on, if not the present ones. given: numbers that come with the update.
         grow: whether further chunks of rows may be taken; without, rows are evicted, see `evicts_for_room`.
+        damping: what the learning rate is multiplied by. checks_finite: whether the sums of gradients must be finite.
 
-        Raises InvalidRows, LimitExceeded, TableFull, RowsNotSupported, InvalidValue; then nothing has changed.
+        Raises InvalidRows, LimitExceeded, TableFull, RowsNotSupported, InvalidValue, NonfiniteGradient; then nothing
+        has changed.
         """
         self.check(ids, grads)
-        return TableCommit(self, ids, grads, moment, settings or self.settings, given, grow)
+        return TableCommit(self, ids, grads, moment, settings or self.settings, given, grow, damping, checks_finite)
 
     def check(self, ids: NDArray[Any], grads: NDArray[Any]) -> None:
         """Raise InvalidRows or LimitExceeded for ids or gradients that are not this table's."""
@@ -235,16 +243,34 @@ class Table:
     @property
     def state_bytes(self) -> int:
         """What the table takes from the memory."""
-        return sum(vector.nbytes for vector in self.vectors)
+        chunks = len(self.rows) * sum(size.size_bytes for size in self.layout.chunk_sizes)
+        return chunks + sum(vector.nbytes + ALIGNMENT_BYTES for vector in self._vectors_beside_rows)
 
     @property
     def vectors(self) -> list[Vector]:
         """Every vector of the table's."""
-        found = [vector for chunk in self.rows.chunks for vector in chunk.vectors]
-        found += [*self.index.blocks, self._pull_records, self._pull_words, *self.work.vectors]
+        return [vector for chunk in self.rows.chunks for vector in chunk.vectors] + self._vectors_beside_rows
+
+    @property
+    def _vectors_beside_rows(self) -> list[Vector]:
+        found = [*self.index.blocks, self._pull_records, self._pull_words, *self.work.vectors]
         found += [self.history.closed] if len(self.history.closed) else []
         found += [self.admission.held.vector] if self.admission else []
         return found + (self.eviction.vectors if self.eviction else [])
+
+    @property
+    def array_types(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """The type of each array, and the shape of one row of it."""
+        whole = np.dtype(np.int64)
+        types: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+            "ids": (whole, ()),
+            "rows": (self.dtype, (self.width,)),
+        }
+        types |= {f"slot.{name}": (self.dtype, (self.width,)) for name in self.slots}
+        types |= {"touched": (whole, ()), "count": (whole, ())}
+        if self.layout.scalars:
+            types["scalars"] = (np.dtype(np.float64), (self.layout.scalars,))
+        return types
 
     @property
     def missed(self) -> MissedSteps | None:

@@ -1,0 +1,155 @@
+"""An update whose gradients are sent one after another, while the caller still computes the next."""
+
+from typing import Any
+
+import numpy as np
+
+from stepwell._calls import Patience
+from stepwell._carrier import Carrier
+from stepwell._encoding import EncodedUpdate
+from stepwell._exchange import Exchange, Update, Wanted
+from stepwell._layout import Layout, listed
+from stepwell._membership import Membership
+from stepwell._packing import Gradients, Part, Piece, check_array, pack
+from stepwell._requests import Do, Lost, Silent, Steps
+from stepwell.errors import InvalidGradient
+from stepwell.v1 import data_pb2
+from stepwell.wire import RANGE_BYTES
+
+
+class Layered:
+    """An update on its way while its gradients are still being made.
+
+    header: with its identity, which is of this membership. exchange: once something was sent. broken: whether the
+    connection was lost since. over: whether no more is taken.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        header: data_pb2.UpdateHeader,
+        wanted: Wanted | None,
+        what: str,
+        patience: Patience,
+        membership: Membership,
+        encoded: EncodedUpdate | None,
+    ) -> None:
+        assert carrier.layout is not None
+        self._carrier, self._layout = carrier, carrier.layout
+        self.header, self.membership = header, membership
+        self._wanted, self._what, self._patience, self._encoded = wanted, what, patience, encoded
+        self.gradients: dict[str, Any] = {}
+        self.exchange: Exchange | None = None
+        self.broken = self.over = False
+        self._waiting_bytes = 0
+        self._waiting: list[Part] = []
+
+    def add(self, name: str, gradient: Any) -> Steps[None]:
+        """Take a gradient, or None for a parameter that has none; it is sent while the caller goes on to the next.
+
+        Raises InvalidGradient.
+        """
+        array = self._take(self._layout, name, gradient)
+        if array is None:
+            return
+        shared = self._carrier.shared
+        if shared is not None:
+            parameter = self._layout.by_name[name]
+            yield Do(lambda: shared.put(parameter.index, array))
+        elif not self.broken and self._waiting_bytes >= RANGE_BYTES:
+            yield from self._send()
+
+    def end(self) -> tuple[Exchange, Steps[None]]:
+        """The exchange, and the work that commits it. Raises InvalidGradient where a parameter was not named."""
+        self.over = True
+        try:
+            gradients = Gradients(self._layout, self.gradients, self._what)
+        except BaseException:
+            self.abandon()
+            raise
+        if self.exchange is not None:
+            return self.exchange, self._finish(self.exchange, gradients)
+        # Nothing was sent.
+        self.header.without_gradient.extend(gradients.without_gradient)
+        shared = self._carrier.shared
+        update = Update(self.header, gradients, self._encoded)
+        exchange = Exchange(update, self._wanted, shared.token if shared else b"")
+        return exchange, self._carrier.carry_out(exchange, self._patience)
+
+    def abandon(self) -> None:
+        """Give it up: the server drops what it has of it, and the sequence is not used up."""
+        self.over = True
+        carrier = self._carrier
+        if self.exchange is not None and not self.broken and carrier.stream is not None:
+            carrier.stream.cancel()
+            carrier.stream = None
+
+    def _take(self, layout: Layout, name: str, gradient: Any) -> np.ndarray[Any, Any] | None:
+        """Check a gradient and keep it; what is returned is to be sent."""
+        if self.over:
+            raise InvalidGradient(f"{self._what}: got a gradient for {name!r:.200} after the end; begin another update")
+        if name in self.gradients:
+            raise InvalidGradient(f"{self._what}: got two gradients for '{name}', expected one; add them up first")
+        parameter = layout.by_name.get(name)
+        if parameter is None or parameter.frozen:
+            known = listed(trained for trained, *_ in layout.trained)
+            raise InvalidGradient(
+                f"{self._what}: got a gradient for {name!r:.200}, expected one of {known}; leave it out"
+            )
+        array = None if gradient is None else check_array(parameter, gradient, self._what)
+        self.gradients[name] = array
+        if array is not None:
+            other = array.dtype != parameter.dtype
+            item_bytes = parameter.dtype.itemsize if other else 0
+            self._waiting.append(Part(parameter.group, parameter.offset_bytes, array, item_bytes))
+            self._waiting_bytes += array.nbytes
+        return array
+
+    def _messages(self) -> list[list[Piece]]:
+        """What is to be sent next, encoded where the run says so, whether or not the sending succeeds."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if self._encoded is None:
+            return list(pack(waiting))
+        return [self._encoded.add(pieces) for pieces in pack(waiting, self._encoded.piece_bytes)]
+
+    def _send(self) -> Steps[None]:
+        """Send what waits. A broken connection is for `_finish` to mend, which sends everything again."""
+        carrier = self._carrier
+        header: data_pb2.UpdateHeader | None = None
+        if self.exchange is None:
+            yield from carrier.open_stream()
+            self.exchange = Exchange(None, self._wanted)
+            self.exchange.begin(carrier.next_number())
+            header = self.header
+        stream = carrier.stream
+        assert stream is not None
+        try:
+            for pieces in self._messages():
+                yield from carrier.send(self.exchange, stream, self.exchange.part(header, pieces), self._patience)
+                header = None
+        except (Lost, Silent):
+            stream.cancel()
+            carrier.stream, self.broken = None, True
+
+    def _finish(self, exchange: Exchange, gradients: Gradients) -> Steps[None]:
+        carrier = self._carrier
+        exchange.update = Update(self.header, gradients, self._encoded)
+        if self.broken:
+            self._messages()
+        else:
+            yield from self._send()
+        if not self.broken:
+            stream = carrier.stream
+            assert stream is not None
+            exchange.late = gradients.without_gradient
+            try:
+                yield from carrier.send(exchange, stream, exchange.closing(), self._patience)
+                while not exchange.done:
+                    yield from carrier.receive(exchange, stream, self._patience)
+                return
+            except (Lost, Silent):
+                stream.cancel()
+                carrier.stream = None
+        exchange.late = []
+        self.header.without_gradient.extend(gradients.without_gradient)
+        yield from carrier.carry_out(exchange, self._patience)
