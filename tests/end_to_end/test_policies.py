@@ -270,6 +270,47 @@ def test_a_quorum_drops_the_late_or_folds_them(crew: Crew, name: str) -> None:
         )
 
 
+def test_whoever_was_late_goes_on_with_the_next_round(crew: Crew, name: str) -> None:
+    policy = {"name": "sync", "quorum": 2}
+    first, second, late = crew.crew(name, 3, policy=policy, hyperparameters={"lr": 1.0})
+    late.pull()
+    for step in [crew.begin(run.step, filled(1.0)) for run in (first, second)]:
+        step.result(WAIT_SECONDS)
+    late.step(filled(7.0))
+    assert answer_of(late).outcome == stepwell.Outcome.DROPPED_LATE
+    steps = [crew.begin(run.step, filled(value)) for run, value in ((late, 2.0), (first, 4.0))]
+    for step in steps:
+        np.testing.assert_array_equal(step.result(WAIT_SECONDS)["b"], -4.0)
+    assert {worker.name: worker.tally.dropped for worker in first.refresh().workers} == {"w0": 0, "w1": 0, "w2": 1}
+
+
+@pytest.mark.parametrize("bad", [{"w0"}, {"w2"}, {"w0", "w1"}, {"w1", "w2"}, {"w0", "w1", "w2"}])
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_round_goes_on_without_what_is_not_finite(crew: Crew, name: str, bad: set[str], rows: bool) -> None:
+    """Whoever is skipped has had its turn; where nothing else comes last, what was folded alone makes the version."""
+    table = {"name": "t", "width": 2, "dtype": "float64", "optimizer": "sgd", "hyperparameters": {"lr": 1.0}}
+    tables = [{**table, "initializer": "constant"}] if rows else []
+    runs = crew.crew(name, 3, policy="sync", nonfinite="skip", hyperparameters={"lr": 1.0}, tables=tables)
+    values = {"w0": 3.0, "w1": 6.0, "w2": 12.0}
+    steps = []
+    for run in runs:
+        value = np.nan if run.worker in bad else values[run.worker]
+        brought = {"rows": {"t": ([5], np.full((1, 2), values[run.worker]))}} if rows else {}
+        steps.append(crew.begin(run.step, filled(value), **brought))
+        if run is not runs[-1]:
+            until_waiting(runs[-1], *(f"w{place}" for place in range(len(steps))))
+    good = [value for worker, value in values.items() if worker not in bad]
+    expected = -np.mean(good) if good else 0.0
+    for step in steps:
+        np.testing.assert_allclose(step.result(WAIT_SECONDS)["b"], expected, rtol=1e-15)
+    for run in runs:
+        skipped = answer_of(run).outcome == stepwell.Outcome.SKIPPED_NONFINITE
+        assert skipped == (run.worker in bad)
+    assert runs[0].refresh().version == bool(good)
+    if rows:
+        np.testing.assert_allclose(runs[0].pull_rows("t", [5]), expected, rtol=1e-15)
+
+
 def test_a_policy_changes_under_those_who_wait(crew: Crew, name: str) -> None:
     first, second = crew.crew(name, 2, policy="sync", hyperparameters={"lr": 1.0})
     step = crew.begin(first.step, filled(1.0))
