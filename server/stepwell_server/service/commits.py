@@ -363,8 +363,10 @@ class Commits:
         if tables is None:
             return
         size = 0 if quick else INLINE_BYTES_MAX + 1
+        # Where nothing else can fail any more, one way to a thread and back is enough.
+        first = tables.begin if planned.groups else tables.begin_and_apply
         try:
-            await self._machine.run_sized(size, tables.begin)
+            await self._machine.run_sized(size, first)
             while tables.sizes:
                 vectors = memory.try_allocate(tables.sizes)
                 if vectors is None and not tables.may_evict:
@@ -386,7 +388,8 @@ class Commits:
         except BaseException:
             memory.free([copy for group in planned.groups for copy in group.copies.values()])
             raise
-        if quick:
+        applied = not planned.groups and planned.tables is not None and planned.tables.applied
+        if quick or applied:
             planned.apply(memory)
         else:
             await self._machine.run(planned.apply, memory)

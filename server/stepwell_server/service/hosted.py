@@ -36,9 +36,6 @@ ArrivedRows = tuple[int, int, int, Buffer, Buffer]
 # Rows to be pulled: the table's number, ids, and where they are written, shape (n, width).
 WantedRows = tuple[int, NDArray[np.int64], NDArray[Any]]
 
-# Rows lie all over the memory: to gather them takes about so many times as long as to copy as many bytes.
-_GATHERED_BYTES_WEIGHT = 4
-
 # How long a lease is that is asked for without a length, and the longest one.
 LEASE_SECONDS = 60.0
 LEASE_SECONDS_MAX = 86_400.0
@@ -273,7 +270,7 @@ class HostedRun:
     async def _pull(self, run: Run, rows: Sequence[WantedRows]) -> None:
         tables = [(run.tables.find(number), ids, out) for number, ids, out in rows]
         size = sum(out.nbytes for _, _, out in tables)
-        await self._machine.run_sized(size * _GATHERED_BYTES_WEIGHT, _pull_rows, tables)
+        await self._machine.run_sized(size, _pull_rows, tables)
 
     async def hold_point(
         self, of: str, if_newer_than: int | None = None, rows: Sequence[WantedRows] = ()

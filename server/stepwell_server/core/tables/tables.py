@@ -35,6 +35,7 @@ class TablesCommit:
     """What a commit of the run does to its tables; nothing of them is written before `apply`.
 
     `begin`, then `take` for as long as there are `sizes`; then `apply` and `finish`, or `discard` at any point before.
+    applied: whether it is.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TablesCommit:
         self._of: list[Table] = []
         self._scratch: list[Vector] = []
         self._unneeded: list[Vector] = []
-        self._applied = False
+        self.applied = False
         self._plan = self._planning()
 
     @property
@@ -70,6 +71,13 @@ class TablesCommit:
         """
         self.sizes = next(self._plan, [])
 
+    def begin_and_apply(self) -> bool:
+        """Both at once, where no memory is needed between; whether it was so. Raises as `begin`."""
+        self.begin()
+        if not self.sizes:
+            self.apply()
+        return self.applied
+
     def take(self, vectors: list[Vector] | None) -> None:
         """Go on with vectors of `sizes`, or without, if `may_evict`; safe on any thread. Raises as `begin`."""
         try:
@@ -78,8 +86,10 @@ class TablesCommit:
             self.sizes = []
 
     def apply(self) -> None:
-        """Write the rows; safe on any thread, cannot fail."""
-        self._applied = True
+        """Write the rows, once; safe on any thread, cannot fail."""
+        if self.applied:
+            return
+        self.applied = True
         for commit in self._commits:
             commit.apply()
 
@@ -91,7 +101,7 @@ class TablesCommit:
 
     def discard(self) -> list[Vector]:
         """Give it up; vectors that nobody needs any more."""
-        assert not self._applied
+        assert not self.applied
         self._plan.close()
         for table, commit in zip(self._of, self._commits, strict=True):
             self._unneeded += table.discard(commit)
