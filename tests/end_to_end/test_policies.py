@@ -270,6 +270,20 @@ def test_a_quorum_drops_the_late_or_folds_them(crew: Crew, name: str) -> None:
         )
 
 
+def test_a_barrier_that_was_given_up_is_no_obstacle(crew: Crew, name: str) -> None:
+    first, second = crew.crew(name, 2, policy="async")
+    for run in (first, second):
+        run.push(filled(1.0))
+    for _ in range(2):
+        with pytest.raises(stepwell.TimedOut):
+            first.barrier("a", timeout=0.5)
+    with pytest.raises(stepwell.TimedOut):
+        first.barrier("b", timeout=0.5)
+    waiting = crew.begin(first.barrier, "c")
+    second.barrier("c")
+    waiting.result(WAIT_SECONDS)
+
+
 def test_whoever_was_late_goes_on_with_the_next_round(crew: Crew, name: str) -> None:
     policy = {"name": "sync", "quorum": 2}
     first, second, late = crew.crew(name, 3, policy=policy, hyperparameters={"lr": 1.0})

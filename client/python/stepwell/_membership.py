@@ -22,12 +22,16 @@ HEARTBEATS_PER_LEASE: Final = 3
 
 @dataclass
 class Membership:
-    """What Join gave, the last sequence that was answered in this epoch, and how many barriers were passed in it."""
+    """What Join gave, the last sequence that was answered in this epoch, and how many barriers were passed in it.
+
+    waits_at: a barrier that was given up, where the server still has this worker.
+    """
 
     generation: int
     epoch: int
     sequence: int = 0
     barriers: int = 0
+    waits_at: str = ""
 
 
 class Member:
@@ -86,6 +90,9 @@ class Member:
                 yield from self.join(timeout)
             membership = self._membership
             assert membership is not None
+            if membership.waits_at not in ("", name):
+                membership.barriers += 1  # the number of that call is used up
+            membership.waits_at = name
             request = control_pb2.BarrierRequest(
                 run=self.run,
                 worker=self.name,
@@ -99,6 +106,7 @@ class Member:
                 self._membership = None  # the lease has run out
                 continue
             membership.barriers += 1
+            membership.waits_at = ""
             return
 
     def have_layout(self) -> Steps[Layout]:

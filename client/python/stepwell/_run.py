@@ -69,7 +69,8 @@ class RunOperations(RowOperations):
         out: arrays to fill in place; only these parameters are returned. After an error their content is undefined.
         What `parameters()` gave stands for views like those.
         timeout: seconds for all of it. By default it waits while the server gives word. After TimedOut the update may
-        have been applied or not; it cannot be any more once the next push has begun.
+        have been applied or not; it cannot be any more once the next push has begun, unless it was folded into a round
+        or an accumulator by then.
 
         The arrays belong to the caller. They have the version `run.version`: the update's own or a newer one.
         Raises InvalidGradient, InvalidRows before anything is sent; NonfiniteGradient and others, which leave the run
