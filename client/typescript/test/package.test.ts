@@ -1,0 +1,126 @@
+/** The package as others get it: packed, installed into a project elsewhere, and its samples run there. */
+
+import assert from "node:assert/strict";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { after, before, test } from "node:test";
+import { promisify } from "node:util";
+
+import { PACKAGE, Server, temporaryDirectory } from "./server.js";
+
+const SAMPLE_SECONDS_MAX = 300;
+
+const run = promisify(execFile);
+const project = temporaryDirectory();
+const data = temporaryDirectory();
+const samples = join(project.path, "node_modules/stepwell/samples");
+let server: Server;
+
+before(async () => {
+    const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", project.path], { cwd: PACKAGE });
+    const [{ filename, files }] = JSON.parse(stdout.slice(stdout.indexOf("["))) as [
+        { filename: string; files: { path: string }[] },
+    ];
+    const paths = files.map(({ path }) => path);
+    assert.ok(
+        ["dist/index.js", "dist/index.d.ts", "README.md", "samples/quickstart.mjs"].every((path) =>
+            paths.includes(path),
+        ),
+    );
+    assert.ok(!paths.some((path) => /^(src|test|build|node_modules)\//.test(path)), paths.join());
+    writeFileSync(join(project.path, "package.json"), '{ "name": "outside", "private": true, "type": "module" }');
+    const quiet = ["--no-audit", "--no-fund", "--prefer-offline", "--loglevel=error"];
+    await run("npm", ["install", ...quiet, `./${filename}`], { cwd: project.path });
+    server = await Server.start("--data-dir", data.path, "--snapshot-seconds", "0");
+});
+
+after(async () => {
+    await server.stop();
+    project.remove();
+    data.remove();
+});
+
+async function sample(name: string, ...args: string[]): Promise<string> {
+    const { stdout } = await run(process.execPath, [join(samples, `${name}.mjs`), server.address, ...args], {
+        cwd: project.path,
+        timeout: SAMPLE_SECONDS_MAX * 1000, // for one that hangs
+    });
+    return stdout;
+}
+
+test("the quickstart finds what it looks for", async () => {
+    const [, version, w, b] = /^version (\d+): w (\S+), b (\S+)\n$/.exec(await sample("quickstart")) ?? [];
+    assert.equal(version, "500");
+    const found = [...w.split(","), b].map(Number);
+    const apart = [1, -2, 3, 0.5, 1].map((value, index) => Math.abs(value - found[index]));
+    assert.ok(Math.max(...apart) < 0.2, found.join());
+});
+
+test("two workers share the work and get the same parameters", async () => {
+    const output = await sample("two_workers");
+    assert.match(output, /both have the same parameters/);
+    assert.match(output, /version 300: 2\.9\d\d x -0\.9\d\d|version 300: 3\.0\d\d x -1\.0\d\d/);
+});
+
+test("a worker goes on after its server was stopped, killed and started again", async () => {
+    const child = spawn(process.execPath, [join(samples, "resume.mjs"), server.address, "3000"], { cwd: project.path });
+    const lines: string[] = [];
+    createInterface(child.stdout).on("line", (line) => lines.push(line));
+    const errors: string[] = [];
+    child.stderr.setEncoding("utf8").on("data", (text: string) => errors.push(text));
+    const exit = once(child, "exit");
+    await once(child.stdout, "data");
+    await server.stop();
+    await server.start();
+    await server.kill();
+    await server.start();
+    assert.deepEqual((await exit)[0], 0, errors.join(""));
+    assert.match(lines[0], /a new run/);
+    assert.match(lines.at(-1) ?? "", /^version 3000: x -?0\.\d+$/);
+    assert.match(await sample("resume", "3000"), /^goes on at version 3000\n/);
+});
+
+test("a table of rows and a dense parameter learn together", async () => {
+    const output = await sample("table");
+    const [, rows, score] = /^version 200: (\d+) rows; a user who likes 0.7 scores (\S+)\n$/.exec(output) ?? [];
+    assert.ok(Number(rows) > 90 && Number(rows) <= 100, output);
+    assert.ok(Math.abs(Number(score) - 0.7) < 0.2, output);
+});
+
+test("the code in README does what it says", async () => {
+    const blocks = [...readFileSync(join(PACKAGE, "README.md"), "utf8").matchAll(/```js\n(.*?)```/gs)];
+    assert.equal(blocks.length, 1);
+    const file = join(project.path, "readme.mjs");
+    writeFileSync(
+        file,
+        blocks[0][1].replace("127.0.0.1:50051", server.address) + "console.log(run.version, w.length);\n",
+    );
+    const { stdout } = await run(process.execPath, [file], { cwd: project.path });
+    assert.equal(stdout, "1 4\n");
+});
+
+test("every sample is tested here", () => {
+    const names = readdirSync(join(PACKAGE, "samples")).sort();
+    assert.deepEqual(names, ["quickstart.mjs", "resume.mjs", "table.mjs", "two_workers.mjs"]);
+});
+
+test("its types serve a strict project", async () => {
+    writeFileSync(
+        join(project.path, "uses.ts"),
+        'import { connect, tensor, RunRewound, type Run } from "stepwell";\n' +
+            "export async function use(run: Run): Promise<number> {\n" +
+            "    const { w } = await run.step({ w: tensor([1], [1]), b: null }, { samples: 1 });\n" +
+            "    return w.length + (await run.push({ w: new Float32Array(1) }));\n" +
+            "}\n" +
+            "export const rewound = (error: unknown): number => (error instanceof RunRewound ? error.version : 0);\n" +
+            'export const client = connect("127.0.0.1:1");\n',
+    );
+    const tsc = join(PACKAGE, "node_modules/typescript/bin/tsc");
+    const options = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "uses.ts"];
+    await run(process.execPath, [tsc, ...options], { cwd: project.path }).catch((error: unknown) => {
+        throw new Error((error as { stdout: string }).stdout);
+    });
+});
