@@ -50,6 +50,18 @@ test-references: .venv/.installed .venv/.references ## Install PyTorch, optax, K
 test-long: .venv/.installed ## Run the tests that need long; those that need gigabytes run one after another
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup -m "long and not references" $(TESTS)
 
+.PHONY: test-typescript
+test-typescript: .venv/.installed ## Check and test the TypeScript client against a real server; needs Node.js 20 or newer
+	cd client/typescript && npm ci --no-audit --no-fund --loglevel=error && npm run check && npm test
+
+.PHONY: test-cpp
+test-cpp: .venv/.installed ## Build the C++ client and test it against a real server; needs g++, CMake, gRPC for C++, doctest
+	@command -v cmake >/dev/null || { echo "the C++ client needs CMake; on Debian: apt-get install cmake g++ pkg-config" \
+	  "libgrpc++-dev libprotobuf-dev protobuf-compiler doctest-dev" >&2; exit 1; }
+	cmake -S client/cpp -B build/cpp
+	cmake --build build/cpp --parallel 2
+	STEPWELL_SERVER=$(abspath $(BIN)/stepwell) ctest --test-dir build/cpp --output-on-failure
+
 .PHONY: check
 check: check-python check-generated check-proto check-containers ## Everything that is wrong without running it
 
