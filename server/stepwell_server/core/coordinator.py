@@ -159,6 +159,10 @@ class Coordinator:
         """How many others' updates come before this live worker's; at 0 admit it, even if memory is short."""
         return self.policy.position(worker)
 
+    def is_next(self, worker: str) -> bool:
+        """Whether its position is 0; quickly, however many workers there are."""
+        return self.policy.is_next(worker)
+
     def stage(
         self, identity: Identity, version: int, base_version: int, samples: float
     ) -> tuple[Contribution, list[Decision | Release]]:

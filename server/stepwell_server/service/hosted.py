@@ -152,7 +152,7 @@ class HostedRun:
         size_bytes = sum(size.size_bytes for size in sizes)
 
         def spare() -> int:
-            return size_bytes if worker in coordinator.live and coordinator.position(worker) else 0
+            return size_bytes if worker in coordinator.live and not coordinator.is_next(worker) else 0
 
         return spare
 

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stepwell.wire import RANGE_BYTES
+from stepwell_server.core.errors import MemoryExhausted
 from stepwell_server.core.memory import Memory, Size, Vector
 from stepwell_server.service.turns import Turns
 from stepwell_server.service.update_log import UpdateLog
@@ -17,6 +19,16 @@ R = TypeVar("R")
 INLINE_BYTES_MAX = RANGE_BYTES
 
 
+@dataclass
+class _Waiter:
+    """Somebody who waits for memory. got: the vectors."""
+
+    sizes: Sequence[Size]
+    purpose: str
+    spare: Callable[[], int]
+    got: "asyncio.Future[list[Vector]]"
+
+
 class Machine:
     """What all runs of a server share: the memory, those who wait for it, turns, and the worker threads."""
 
@@ -25,7 +37,8 @@ class Machine:
         self.turns = turns
         self.update_log: UpdateLog | None = None
         self._threads = threads
-        self._turns: list[Callable[[], int]] = []
+        self._waiters: dict[int, _Waiter] = {}
+        self._served_soon = False
         # Set when memory is free; None while nobody waits for it.
         self._freed: asyncio.Event | None = None
         memory.on_free = self.wake
@@ -57,25 +70,43 @@ class Machine:
         updates wait for others, those that can go on always find room. Raises MemoryExhausted if the vectors could not
         be had even with nothing else in the way but the states of the runs.
         """
-        if not self._turns and (vectors := self.memory.try_allocate(sizes, spare())) is not None:
+        if not self._waiters and (vectors := self.memory.try_allocate(sizes, spare())) is not None:
             return vectors
-
-        def turn() -> int:  # a function of its own, by which this caller is known
-            return spare()
-
-        self._turns.append(turn)
+        self.memory.check_fits(sizes, purpose, self.state_bytes())
+        waiter = _Waiter(sizes, purpose, spare, asyncio.get_running_loop().create_future())
+        self._waiters[id(waiter)] = waiter
+        self._serve()
         try:
-            while True:
-                self.memory.check_fits(sizes, purpose, self.state_bytes())
-                before = self._turns[: self._turns.index(turn)]
-                if all(other() for other in before):
-                    vectors = self.memory.try_allocate(sizes, spare())
-                    if vectors is not None:
-                        return vectors
-                await self.changed()
+            return await waiter.got
+        except asyncio.CancelledError:
+            if waiter.got.done() and not waiter.got.cancelled() and waiter.got.exception() is None:
+                self.memory.free(waiter.got.result())
+            raise
         finally:
-            self._turns.remove(turn)
+            self._waiters.pop(id(waiter), None)
             self.wake()
+
+    def _serve(self) -> None:
+        """Give memory to those who wait for it, as far as it goes."""
+        self._served_soon = False
+        patient_waits = False
+        for waiter in list(self._waiters.values()):
+            spare_bytes = waiter.spare()
+            if waiter.got.done() or (spare_bytes and patient_waits):
+                continue
+            vectors = self.memory.try_allocate(waiter.sizes, spare_bytes)
+            if vectors is not None:
+                del self._waiters[id(waiter)]
+                waiter.got.set_result(vectors)
+            elif spare_bytes:
+                patient_waits = True
+            else:
+                try:
+                    self.memory.check_fits(waiter.sizes, waiter.purpose, self.state_bytes())
+                    return  # those who came later wait, too
+                except MemoryExhausted as error:
+                    del self._waiters[id(waiter)]
+                    waiter.got.set_exception(error)
 
     async def changed(self) -> None:
         """Wait until memory was freed or a reader let go."""
@@ -87,3 +118,6 @@ class Machine:
         if self._freed is not None:
             self._freed.set()
             self._freed = None
+        if self._waiters and not self._served_soon:
+            self._served_soon = True  # once for all that becomes free by then
+            asyncio.get_running_loop().call_soon(self._serve)

@@ -220,6 +220,10 @@ class Policy(ABC):
         """
         return 0
 
+    def is_next(self, worker: str) -> bool:
+        """Whether its position is 0; quickly, however many workers there are."""
+        return self.position(worker) == 0
+
     def to_data(self) -> dict[str, Any]:
         """What a restart must not forget, as plain data; whoever waits will send again."""
         return {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from stepwell_server.core.arguments import Argument, Kind, Range, Value
-from stepwell_server.core.policies.decisions import Commit, Contribution, Drop
+from stepwell_server.core.policies.decisions import Commit, Contribution, Decision, Drop
 from stepwell_server.core.policies.policy import COUNT_MAX, WORKERS_MAX, Policy, check_order, register, table
 
 
@@ -30,6 +30,8 @@ class Synchronous(Policy):
     has_rounds = True
     # The workers' names in order, made anew when somebody joins or leaves.
     _names: list[str] | None = None
+    # The first of them that has not contributed, "" where all have; None where it is not known.
+    _first_missing: str | None = None
 
     @classmethod
     def check(cls, values: Mapping[str, Value]) -> None:
@@ -54,6 +56,20 @@ class Synchronous(Policy):
             return 0
         missing = (name not in self._waiting and name not in self.early for name in self.workers if name < worker)
         return sum(missing) + (worker in self.early)
+
+    def is_next(self, worker: str) -> bool:
+        if not self.values["deterministic"]:
+            return True
+        if self._first_missing is None:
+            missing = (name for name in self.workers if name not in self._waiting and name not in self.early)
+            self._first_missing = min(missing, default="")
+        return worker not in self.early and (not self._first_missing or worker <= self._first_missing)
+
+    def _decide(self) -> list[Decision]:
+        self._first_missing = None  # every event ends here
+        decisions = super()._decide()
+        self._first_missing = None
+        return decisions
 
     def _together(self) -> list[Contribution]:
         return self._in_order() if self._is_time() else []
