@@ -7,7 +7,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MultipleLocator, PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter, StrMethodFormatter
 
 from stepwell_server.demo.options import DemoOptions
 from stepwell_server.demo.picture import BLUE, GREEN, GREY, ORANGE
@@ -17,6 +17,7 @@ from stepwell_server.demo.report import Histogram, bucket_names
 COLORS: Final = {"async": BLUE, "bounded": ORANGE, "sync": GREEN}
 BUCKETS_MIN: Final = 4
 ACCURACY_MIN: Final = 0.8
+SECONDS_MIN: Final = 0.1
 BAR: Final = 0.42
 LABELLED_MIN: Final = 0.02
 
@@ -56,21 +57,24 @@ def label(options: DemoOptions) -> str:
 def _draw_accuracy(axes: Axes, trainings: Sequence[Trained]) -> None:
     target = trainings[0][0].target
     axes.set_title("Test accuracy")
-    axes.set_xlabel("seconds since the first step")
+    axes.set_xlabel("seconds since the first step (logarithmic)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylabel("held-out images recognised")
     axes.grid(alpha=0.25)
     axes.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"target {target:.0%}")
     for options, record in trainings:
         color = COLORS[options.policy]
-        seconds = [each.at - record.began_at for each in record.accuracies]
+        seconds = [max(SECONDS_MIN, each.at - record.began_at) for each in record.accuracies]
         shares = [each.share for each in record.accuracies]
         reached = record.seconds_to(target)
         when = f"never {target:.0%}" if reached is None else f"{target:.0%} after {reached:.1f} s"
         text = f"{label(options)}: {when}; {record.steps_per_second:,.0f} steps per second"
         axes.plot(seconds, shares, ".-", color=color, linewidth=1.2, markersize=4, label=text)
         if reached is not None:
-            axes.plot([reached], [target], "o", color=color, markersize=9, markerfacecolor="white", zorder=3)
-    axes.set_xlim(left=0)
+            place = max(SECONDS_MIN, reached)
+            axes.plot([place], [target], "o", color=color, markersize=9, markerfacecolor="white", zorder=3)
+    axes.set_xlim(left=SECONDS_MIN)
     lowest = min(each.share for _, record in trainings for each in record.accuracies[-1:])
     zoomed = lowest > ACCURACY_MIN
     axes.set_ylim(ACCURACY_MIN if zoomed else 0, 1)
@@ -109,4 +113,4 @@ def _counts(histograms: Sequence[Histogram], buckets: int) -> list[int]:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= LABELLED_MIN else ""
+    return f"{100 * share:.0f}" if share >= LABELLED_MIN else ""
