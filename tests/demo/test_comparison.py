@@ -20,7 +20,7 @@ OPTIONS = DemoOptions(workers=3, steps=20, slow=10.0)
 def lines(*events):
     """As the update log has them: (kind, worker or workers)."""
     for kind, who in events:
-        rows = [[worker, 1, 1, "committed", 0, 0.0] for worker in who] if kind == "commit" else []
+        rows = [[worker, 1, 1, "committed", 0, 0.0] for worker in who] if kind in ("commit", "early") else []
         yield json.dumps({"run": "it", "kind": kind, "worker": who, "contributions": rows})
 
 
@@ -32,6 +32,12 @@ def test_a_lead_is_counted_over_the_live_ones():
     assert largest_lead(lines(*history, ("join", "c"), ("commit", "a")), "it") == 2
     assert largest_lead(lines(*history, ("join", "c"), ("commit", "a"), ("commit", "a")), "it") == 3
     assert largest_lead(lines(*history, ("leave", "b"), *[("commit", "a")] * 9), "it") == 2
+
+
+def test_what_is_folded_early_is_a_step_when_its_round_ends():
+    joined = [("join", "a"), ("join", "b"), ("join", "c")]
+    assert largest_lead(lines(*joined, *[("early", "ab"), ("commit", "c")] * 5), "it") == 0
+    assert largest_lead(lines(*joined, ("early", "a"), ("leave", "a"), ("commit", "bc")), "it") == 0
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def largest_lead(lines: Iterable[str], run: str) -> int:
     Steps are counted as the policy `bounded` does: a newcomer begins where the slowest then is.
     """
     steps: dict[str, int] = {}
+    early: list[str] = []
     lead = 0
     for line in map(json.loads, lines):
         if line["run"] != run:
@@ -69,9 +70,13 @@ def largest_lead(lines: Iterable[str], run: str) -> int:
                 steps[line["worker"]] = min(steps.values(), default=0)
             case "leave" | "expire":
                 del steps[line["worker"]]
+            case "early":  # no step yet: it waits for the rest of its round
+                early += [worker for worker, *_ in line["contributions"]]
             case "commit" | "fold" | "skip":
-                for worker, *_ in line["contributions"]:
-                    steps[worker] += 1
+                for worker in [*early, *(worker for worker, *_ in line["contributions"])]:
+                    if worker in steps:
+                        steps[worker] += 1
+                early = []
                 lead = max(lead, max(steps.values()) - min(steps.values()))
     return lead
 

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from stepwell_server.benchmarks.gpu import benchmark
@@ -312,7 +313,14 @@ def test_the_cpu_is_a_device_like_the_other():
     opened.close()
 
 
-def test_serve_says_in_one_line_what_is_missing(monkeypatch, tmp_path):
+@pytest.fixture
+def logs():
+    """What a command sets for its own process, and what others in this one must not find."""
+    yield
+    structlog.reset_defaults()
+
+
+def test_serve_says_in_one_line_what_is_missing(monkeypatch, tmp_path, logs):
     monkeypatch.setitem(sys.modules, "cupy", None)
     result = CliRunner().invoke(app, ["serve", "--device", "cuda", "--kernel-cache", str(tmp_path / "kernels")])
     assert result.exit_code == 2
