@@ -104,6 +104,8 @@ class Exchange:
         if message.without_gradient:
             self._staging.leave_out(message.without_gradient)
         staging, self._staging = self._staging, None
+        if self._hosted.run.coordinator.policy.round_size > 1:
+            self._end_turn()  # it waits for others, who need the turn
         try:
             return await self._hosted.commit(staging)
         finally:
