@@ -10,11 +10,13 @@ def main() -> None:
     try:
         # Here, so that what may be missing is caught.
         from stepwell_server.benchmarks import commands as benchmarks  # noqa: PLC0415
+        from stepwell_server.capacity import commands as capacity  # noqa: PLC0415
         from stepwell_server.commands import app  # noqa: PLC0415
         from stepwell_server.experiments import commands as experiments  # noqa: PLC0415
 
         experiments.add_commands(app)
         benchmarks.add_commands(app)
+        capacity.add_commands(app)
         app()
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]

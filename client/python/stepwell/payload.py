@@ -16,7 +16,7 @@ from stepwell.v1 import data_pb2, run_pb2
 M = TypeVar("M", bound=Message)
 Buffer = Any  # what has C-contiguous memory and `nbytes`: a memoryview of bytes, a NumPy array
 
-TAKEN_APART_BYTES_MIN: Final = 128 << 10
+TAKEN_APART_BYTES_MIN: Final = 64 << 10
 """Below this size protobuf alone is faster."""
 
 _PIECES_MAX: Final = 64
@@ -50,6 +50,18 @@ class Incoming(Generic[M]):
     message: M
     data: list[Buffer] = field(default_factory=list)
     rows: list[Buffer] = field(default_factory=list)
+
+    def forget(self, name: str) -> M:
+        """Drop the data, and the message's field of this name that it came in; returns the rest of the message.
+
+        For who keeps the rest for long: a field that is only cleared stays in protobuf's memory.
+        """
+        self.data, self.rows = [], []
+        self.message.ClearField(name)
+        rest = type(self.message)()
+        rest.CopyFrom(self.message)
+        self.message = rest
+        return rest
 
 
 class Payload(Generic[M]):

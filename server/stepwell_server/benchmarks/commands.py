@@ -40,6 +40,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every row of a table.")] = 9,
     small_rounds: Annotated[int, typer.Option(min=1, help="The same for the table of small steps.")] = 500,
     workers: Annotated[str, typer.Option(help="How many workers at once, for the table of workers.")] = "1,2,4,8,16,32",
+    waiting: Annotated[int, typer.Option(parser=_count, help="How many workers, for the table of a round.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each turn, for the table of the capacity model.")] = 3.0,
     transports: Annotated[str, typer.Option(help="Which ways to the server.")] = ",".join(TRANSPORTS),
     encodings: Annotated[
         str, typer.Option(help="Which rows of the table of encodings, as gradients/parameters.")
@@ -65,6 +67,8 @@ def bench(
         rounds=rounds,
         small_rounds=small_rounds,
         workers=tuple(_count(text) for text in workers.split(",")),
+        waiting=waiting,
+        seconds=seconds,
         transports=_chosen(transports, TRANSPORTS, "transport"),
         encodings=_chosen(encodings, ENCODINGS, "row of encodings"),
         sizes=tuple(_count(text) for text in sizes.split(",")),

@@ -66,7 +66,7 @@ def _snapshot(options: Options, grads: dict[str, Floats], directory: Path) -> It
         _training(server, grads) as run,
     ):
         # The snapshot with which a new run begins is none of those that are measured.
-        _wait_for(lambda: any((directory / "runs" / _RUN / "snapshots").glob("[0-9]*[0-9]")))
+        wait_for(lambda: any((directory / "runs" / _RUN / "snapshots").glob("[0-9]*[0-9]")))
         _alternate(run, grads, options.rounds)
         alone = _peak(server)
         yield _row("one worker, on a server with a data directory", server)
@@ -109,7 +109,7 @@ def _pulling(server: Peer, count: int) -> Iterator[None]:
     with ThreadPoolExecutor(count) as threads:
         readers = [threads.submit(pull, mine) for mine in begun]
         try:
-            _wait_for(lambda: all(mine.is_set() for mine in begun) or any(reader.done() for reader in readers))
+            wait_for(lambda: all(mine.is_set() for mine in begun) or any(reader.done() for reader in readers))
             yield
         finally:
             stop.set()
@@ -157,7 +157,8 @@ def status(server: Peer) -> dict[str, float]:
     return {name: int(fields[name].removesuffix("kB")) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Look again and again until it holds; raises TimeoutError."""
     give_up = time.monotonic() + _WAIT_SECONDS_MAX
     while not condition():
         if time.monotonic() > give_up:

@@ -13,7 +13,21 @@ ITEM_BYTES = 4  # float32
 SEED = 0
 _TENSORS = 25
 
-TABLES = ("step", "encodings", "workers", "growth", "small", "memory", "steady", "start", "kernel", "kernels", "rows")
+TABLES = (
+    "step",
+    "encodings",
+    "workers",
+    "waiting",
+    "capacity",
+    "growth",
+    "small",
+    "memory",
+    "steady",
+    "start",
+    "kernel",
+    "kernels",
+    "rows",
+)
 TRANSPORTS = ("stream", "shared_memory")
 # Of gradients and of parameters.
 ENCODINGS = (
@@ -31,14 +45,17 @@ ENCODINGS = (
 class Options:
     """size: parameters of the large run. rounds, small_rounds: timed turns of every row.
 
-    workers: how many at once. sizes: of the runs whose growth is measured. steps: over which memory is watched.
-    table_rows: of the embedding table.
+    workers: how many at once. waiting: how many in a round. seconds: of a turn of workers that sleep in place of
+    computing. sizes: of the runs whose growth is measured. steps: over which memory is watched. table_rows: of the
+    embedding table.
     """
 
     size: int
     rounds: int
     small_rounds: int
     workers: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    waiting: int = 1000
+    seconds: float = 3.0
     transports: tuple[str, ...] = TRANSPORTS
     encodings: tuple[str, ...] = ENCODINGS
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)

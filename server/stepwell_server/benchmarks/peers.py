@@ -4,11 +4,12 @@ Everything listens on loopback, on a port that the system chooses, and ends with
 """
 
 import importlib
+import json
 import subprocess
 import sys
 import tempfile
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _LISTENING = "listening on "
 _END_SECONDS = 20.0
@@ -21,7 +22,7 @@ class Peer:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the peer
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
@@ -48,6 +49,20 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def tell(self, order: str) -> None:
+        """Send a line to one that takes orders."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{order}\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        """Its answer, a line of JSON; raises RuntimeError if it has ended."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process ended before it was told to; its log ends with:\n{self._log_tail()}")
+        return json.loads(line)
 
     def close(self) -> None:
         """End the process, first by asking."""

@@ -61,12 +61,14 @@ class Memory:
         self.on_free: Callable[[], None] = lambda: None
         self._private_bytes = 0
         self._kept: dict[tuple[int, str], list[Vector]] = {}
+        # Counted as they come and go: with many small ones a sum over all would take longer than a small step.
+        self._kept_bytes = 0
         self._owned: dict[Size, _Owned] = {}
 
     @property
     def used_bytes(self) -> int:
         """What is taken, kept for the next taker, or some owner's quota."""
-        return self._taken_bytes() + self._kept_bytes()
+        return self._taken_bytes() + self._kept_bytes
 
     def check_fits(self, sizes: Sequence[Size], purpose: str, beside_bytes: int) -> None:
         """Raise MemoryExhausted if the vectors could never be had beside what stays taken."""
@@ -98,12 +100,12 @@ class Memory:
         taken = self._taken_bytes()
         if taken + needed + spare_bytes > self.bytes_max:
             return None
-        kept = self._kept_bytes()
+        kept = self._kept_bytes
         if (
             taken + kept + needed > self.bytes_max
             and taken + kept + needed - self._reusable_bytes(private) > self.bytes_max
         ):
-            self._kept.clear()
+            self.drop_kept()
         return [self._take(size) for size in sizes]
 
     def free(self, vectors: Sequence[Vector]) -> None:
@@ -121,6 +123,7 @@ class Memory:
             kept = self._kept.setdefault((len(vector), vector.dtype.str), [])
             if len(kept) < max(_KEPT_PER_SIZE, _KEPT_PER_SIZE_BYTES // size.size_bytes):
                 kept.append(vector)
+                self._kept_bytes += size.size_bytes
         assert self._private_bytes >= 0
         self.on_free()
 
@@ -132,7 +135,7 @@ class Memory:
             self._forget(owned)
             return False
         if self.used_bytes + more > self.bytes_max:
-            self._kept.clear()
+            self.drop_kept()
         owned.quota = quota
         del owned.idle[max(0, quota - owned.taken) :]
         self._forget(owned)
@@ -142,6 +145,7 @@ class Memory:
     def drop_kept(self) -> None:
         """Give the kept vectors back to the system, when a run of their size is gone."""
         self._kept.clear()
+        self._kept_bytes = 0
 
     def _beyond_quota(self, size: Size, count: int) -> int:
         """How many of so many more vectors an owner's quota does not cover."""
@@ -156,7 +160,10 @@ class Memory:
             return owned.idle.pop() if owned.idle else self.device.shared.allocate(*size)
         self._private_bytes += size.size_bytes
         kept = self._kept.get((size.elements, size.dtype.str))
-        return kept.pop() if kept else self.device.allocate(size.elements, size.dtype)
+        if not kept:
+            return self.device.allocate(size.elements, size.dtype)
+        self._kept_bytes -= size.size_bytes
+        return kept.pop()
 
     def _size_of(self, vector: Vector) -> Size:
         return Size(len(vector), vector.dtype, self.device.shared.owner(vector) if self.device.shared else "")
@@ -179,9 +186,6 @@ class Memory:
             size.size_bytes * min(count, len(self._kept.get((size.elements, size.dtype.str), ())))
             for size, count in Counter(sizes).items()
         )
-
-    def _kept_bytes(self) -> int:
-        return sum([vector.nbytes + ALIGNMENT_BYTES for kept in self._kept.values() for vector in kept])
 
     def _refusal(self, sizes: Sequence[Size], purpose: str) -> MemoryExhausted:
         needed = sum(size.size_bytes for size in sizes)

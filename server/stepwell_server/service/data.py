@@ -69,6 +69,7 @@ class DataService:
                     whole = request.HasField("commit")
                     if request.HasField("stage"):
                         await exchange.stage(request.stage, incoming.data, incoming.rows, whole=whole)
+                        request = incoming.forget("stage")
                     if whole:
                         return data_pb2.PushResponse(answer=encode_answer(await exchange.commit(request.commit)))
             raise MalformedRequest("the update ended without a commit, expected one in its last message; send it")
@@ -113,23 +114,23 @@ class DataService:
                 incoming = await self._next(peer, stream)
                 if incoming is None:
                     return
-                request = incoming.message
-                if request.release:
-                    self._runs.sharing.release(request.release)
+                number, last, release = incoming.message.exchange, incoming.message.last, incoming.message.release
+                if release:
+                    self._runs.sharing.release(release)
                     continue
-                if request.exchange <= failed:
+                if number <= failed:
                     continue  # the rest of an exchange that has failed
                 try:
-                    stream.number = request.exchange
-                    await stream.take(incoming, last=request.last)
+                    stream.number = number
+                    await stream.take(incoming, last=last)
                 except ENDED:
                     raise
                 except Exception as error:  # noqa: BLE001  # becomes the exchange's error
-                    failed = request.exchange
+                    failed = number
                     stream.exchange.close()
                     await stream.write(Outgoing(data_pb2.WorkResponse(error=encode_error(error), done=True)))
                 finally:
-                    if request.last or failed == request.exchange:
+                    if last or failed == number:
                         stream.number = None
         finally:
             words.cancel()
@@ -182,10 +183,12 @@ class _Stream:
         request = incoming.message
         answer: data_pb2.Answer | None = None
         if request.HasField("stage"):
-            whole = request.HasField("commit")
+            begins, whole = request.stage.HasField("header"), request.HasField("commit")
             await self.exchange.stage(request.stage, incoming.data, incoming.rows, whole=whole)
+            # Who now waits for others keeps the staged gradients, and not the message that brought them.
+            request = incoming.forget("stage")
             stored = self.exchange.stored
-            if stored is not None and request.stage.HasField("header") and not request.HasField("commit"):
+            if stored is not None and begins and not whole:
                 # The rest of a large update need not be sent again.
                 await self.write(Outgoing(self._response(answer=encode_answer(stored))))
         if request.HasField("commit"):

@@ -1,6 +1,7 @@
 """The server process: from settings to a listening server, and from a signal to a clean end."""
 
 import asyncio
+import gc
 import ipaddress
 import os
 import signal
@@ -32,6 +33,9 @@ from stepwell_server.storage.directory import DataDirectory
 from stepwell_server.storage.kernel_cache import private_directory
 
 log = structlog.get_logger()
+
+# After so many new objects the garbage collector looks at the youngest.
+_COLLECTED_OBJECTS = 50_000
 
 SERVICES = (
     control_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name,
@@ -137,6 +141,10 @@ async def _serve(settings: ServerSettings, runs: Runs, on_listening: Callable[[s
     for name in ("", *SERVICES):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", address=address, runs=len(runs.names()), memory_bytes_max=settings.limits.memory_bytes)
+    # What is there by now stays: the collector need not look at it again, nor so often at thousands of waiting calls.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_OBJECTS, 50, 100)
     on_listening(address)
     snapshots = asyncio.create_task(_snapshots(runs, settings))
     await stop.wait()

@@ -1,4 +1,5 @@
 import itertools
+import random
 
 import pytest
 
@@ -274,3 +275,37 @@ def test_what_was_folded_early_outlives_a_restart():
     assert policy.early == {"a": update("a")}
     (folding,) = stage(policy, "b")
     assert names(folding) == "b"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whose_turn_is_next_agrees_with_the_positions_after_every_event(seed):
+    choices = random.Random(seed)
+    everybody = "abcdefg"
+    policy = make(
+        workers=choices.sample(everybody, 3),
+        early=choices.random() < 0.7,
+        accumulate=choices.choice([1, 1, 3]),
+        quorum=choices.choice([None, 3]),
+        workers_min=choices.choice([1, 2]),
+    )
+    keys = itertools.count(1)
+    seen = set()
+    for _ in range(200):
+        commit, live, waiting = policy.outstanding, list(policy.workers), {each.worker for each in policy.waiting}
+        event = choices.choices(["stage", "end", "join", "leave"], [6, 4, 1, 1])[0]
+        if event == "stage" and (free := sorted(set(live) - waiting)):
+            policy.staged(update(choices.choice(free), policy.version, next(keys)))
+        elif event == "end" and commit is not None:
+            fails = choices.random() < 0.1
+            made = Outcome.COMMITTED if commit.applies else Outcome.FOLDED
+            applied = commit.applies and commit.contributions and not fails
+            outcomes = {each.key: made for each in commit.contributions[commit.folded if fails else 0 :] if not fails}
+            policy.ended(commit, policy.version + bool(applied), outcomes)
+        elif event == "join":
+            policy.joined(choices.choice(everybody))
+        elif event == "leave" and len(live) > 1:
+            policy.left(choices.choice(live))
+        for worker in everybody:
+            assert policy.is_next(worker) == (policy.position(worker) == 0), (event, worker)
+            seen.add(policy.is_next(worker))
+    assert seen == {True, False}

@@ -1,11 +1,13 @@
 """sync: one round a commit; the gradients of all live workers become one."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import ClassVar
 
 from stepwell_server.core.arguments import Argument, Kind, Range, Value
 from stepwell_server.core.policies.decisions import Commit, Contribution, Decision, Drop
 from stepwell_server.core.policies.policy import COUNT_MAX, WORKERS_MAX, Policy, check_order, register, table
+from stepwell_server.core.workers import Outcome
 
 
 @register
@@ -30,8 +32,10 @@ class Synchronous(Policy):
     has_rounds = True
     # The workers' names in order, made anew when somebody joins or leaves.
     _names: list[str] | None = None
-    # The first of them that has not contributed, "" where all have; None where it is not known.
-    _first_missing: str | None = None
+    # How many of the first of them are folded, and how many have contributed, as far as anybody looked: with a thousand
+    # workers an update that comes must not look at each of them.
+    _folded = 0
+    _contributed = 0
 
     @classmethod
     def check(cls, values: Mapping[str, Value]) -> None:
@@ -54,21 +58,28 @@ class Synchronous(Policy):
         """
         if not self.values["deterministic"]:
             return 0
-        missing = (name not in self._waiting and name not in self.early for name in self.workers if name < worker)
+        missing = (not self._has_contributed(name) for name in self.workers if name < worker)
         return sum(missing) + (worker in self.early)
 
     def is_next(self, worker: str) -> bool:
         if not self.values["deterministic"]:
             return True
-        if self._first_missing is None:
-            missing = (name for name in self.workers if name not in self._waiting and name not in self.early)
-            self._first_missing = min(missing, default="")
-        return worker not in self.early and (not self._first_missing or worker <= self._first_missing)
+        names = self._in_order_of_names()
+        while self._contributed < len(names) and self._has_contributed(names[self._contributed]):
+            self._contributed += 1
+        all_have = self._contributed == len(names)
+        return worker not in self.early and (all_have or worker <= names[self._contributed])
+
+    def ended(self, commit: Commit, version: int, outcomes: Mapping[int, Outcome]) -> list[Decision]:
+        if commit.answers:
+            self._folded = 0
+        self._contributed = self._folded
+        return super().ended(commit, version, outcomes)
 
     def _decide(self) -> list[Decision]:
-        self._first_missing = None  # every event ends here
         decisions = super()._decide()
-        self._first_missing = None
+        if decisions:
+            self._contributed = self._folded  # those that it takes do not wait any more
         return decisions
 
     def _together(self) -> list[Contribution]:
@@ -103,16 +114,26 @@ class Synchronous(Policy):
         """Those that nobody missing comes before."""
         if not self.values["deterministic"]:
             return self._of_this_round()
-        if self._names is None:
-            self._names = sorted(self.workers)
+        names = self._in_order_of_names()
+        while self._folded < len(names) and names[self._folded] in self.early:
+            self._folded += 1
         first = []
-        for name in self._names:
+        for name in islice(names, self._folded, None):
             if name in self.early:
                 continue
             if name not in self._waiting:
                 break
             first.append(self._waiting[name])
         return first
+
+    def _in_order_of_names(self) -> list[str]:
+        if self._names is None:
+            self._names = sorted(self.workers)
+            self._folded = self._contributed = 0
+        return self._names
+
+    def _has_contributed(self, worker: str) -> bool:
+        return worker in self._waiting or worker in self.early
 
     def _refusal(self, contribution: Contribution) -> Drop | None:
         late = self.values["late"] == "drop" and self.staleness(contribution) > 0
