@@ -27,6 +27,8 @@ TABLES = (
     "kernel",
     "kernels",
     "rows",
+    "pytorch",
+    "trainer",
 )
 TRANSPORTS = ("stream", "shared_memory")
 # Of gradients and of parameters.

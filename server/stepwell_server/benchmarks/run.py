@@ -9,7 +9,7 @@ from stepwell_server.benchmarks.options import TABLES, Options
 from stepwell_server.benchmarks.report import Table, describe_machine, print_footer, print_table
 
 # The module of each table, where it is called otherwise.
-_MODULES = {"small": "small_step"}
+_MODULES = {"small": "small_step", "trainer": "trainer_memory"}
 
 
 def measure(tables: Sequence[str], options: Options, figures: Path | None, picture: Path | None) -> None:
