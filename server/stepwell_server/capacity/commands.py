@@ -130,11 +130,11 @@ def capacity(
     rate = found.updates_per_second
     say(f"\nupdates per second    {rate:,.1f} of all workers, {rate / workload.workers:,.3g} of each")
     say(f"gradients per second  {rate * local_steps:,.1f}")
-    say(f"versions per second   {found.versions_per_second:,.1f}")
+    say(f"versions per second   {found.versions_per_second:,.3g}")
     say(f"workers compute       {found.computing:.0%} of their time")
     say(
-        f"an exchange takes     {found.exchange_percentile(50) * 1e3:,.1f} ms, "
-        f"one in a hundred {found.exchange_percentile(99) * 1e3:,.1f} ms or more"
+        f"an exchange takes     {_duration(found.exchange_percentile(50))}, "
+        f"one in a hundred {_duration(found.exchange_percentile(99))} or more"
     )
     if found.refused:
         say(f"dropped or refused    {found.refused:.1%}")
@@ -169,6 +169,10 @@ def capacity(
     _draw(found.staleness)
     sizes = Sizes.of(workload, machine)
     say(f"\nwhat travels for an update: {sizes.gradients / 1e6:,.2f} MB in, {sizes.parameters / 1e6:,.2f} MB out")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"
 
 
 def _draw(staleness: dict[int, int]) -> None:
