@@ -287,6 +287,19 @@ def test_a_nonfinite_element_is_found_in_any_range_and_its_parameter_named(devic
         assert update.nonfinite is None
 
 
+@pytest.mark.parametrize(("value", "finite"), [(3.4e38, True), (3.5e38, False), (-1e300, False)])
+def test_what_arrives_too_large_for_its_type_is_an_infinity(device, value, finite):
+    update = staging(device)
+    elements = LAYOUT.groups[SINGLE].packed_bytes // 4
+    arrived = np.ones(elements)
+    arrived[-1] = value
+    update.admit(SINGLE, 0, arrived.nbytes, dtype=arrived.dtype)
+    update.place(device, SINGLE, 0, arrived.tobytes(), dtype=arrived.dtype)
+    assert update.is_finite == finite
+    if not finite:
+        assert update.nonfinite_owner() == "c"  # the last of the group
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_becomes_of_an_update_that_is_not_finite(device, dtype, bad):

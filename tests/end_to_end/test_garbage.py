@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import stepwell
-from stepwell.v1 import control_pb2, data_pb2
+from stepwell.v1 import control_pb2, data_pb2, errors_pb2
 from tests.end_to_end.proxy import Proxy
 from tests.end_to_end.raw import Raw, RawWorker, Refusal, WorkStream, refusal, spec, stage
 from tests.end_to_end.server import Server
@@ -201,6 +201,20 @@ def test_half_an_update(large: tuple[Server, Raw], begin: Begin, how: str) -> No
         leave()
     got = raw.data_call("Pull", data_pb2.PullRequest(selection=data_pb2.Selection(run="large")))
     assert b"".join(part.data for response in got for part in response.ranges) == np.full(ELEMENTS, 1, "<f4").tobytes()
+
+
+def test_an_exchange_without_a_number_is_refused(server: Server, client: stepwell.Client, name: str) -> None:
+    """At once: who waits for its end must not wait for ever. The stream goes on."""
+    run = client.create_run(name, {"w": np.zeros(3, np.float32)}, optimizer="sgd")
+    with Raw(server.address) as raw:
+        selection = data_pb2.Selection(run=name)
+        requests = [data_pb2.WorkRequest(exchange=number, selection=selection, last=True) for number in (0, 1, 0, 2)]
+        answers = [response for response in raw.data.Work(iter(requests), timeout=30) if response.done]
+    assert [answer.exchange for answer in answers] == [0, 1, 0, 2]
+    refused, answered = answers[::2], answers[1::2]
+    assert all(answer.error.reason == errors_pb2.ERROR_REASON_MALFORMED_REQUEST for answer in refused)
+    assert not any(answer.HasField("error") for answer in answered)
+    assert run.version == 0
 
 
 def test_silence_is_answered(large: tuple[Server, Raw]) -> None:

@@ -269,8 +269,14 @@ class Staging:
             return
         transfer.place(device, begin, data, dtype)
         arrived = dtype or transfer.layout.dtype
-        if self.checks_finite and not device.is_finite(np.frombuffer(data, np.uint8), arrived):
-            finite = np.isfinite(np.frombuffer(data, arrived))
+        if not self.checks_finite:
+            return
+        elements = np.frombuffer(data, arrived)
+        if arrived.itemsize > transfer.vector.dtype.itemsize:
+            with np.errstate(over="ignore"):
+                elements = elements.astype(transfer.vector.dtype)  # what is too large for it is an infinity, too
+        if not device.is_finite(elements.view(np.uint8), elements.dtype):
+            finite = np.isfinite(elements)
             self.nonfinite = ((group, number), begin + int(np.argmin(finite)) * transfer.layout.dtype.itemsize)
 
     def leave_out(self, indices: Sequence[int]) -> None:

@@ -118,19 +118,22 @@ class DataService:
                 if release:
                     self._runs.sharing.release(release)
                     continue
-                if number <= failed:
+                if number <= failed and number:
                     continue  # the rest of an exchange that has failed
+                ended = last
                 try:
                     stream.number = number
+                    if not number:
+                        raise MalformedRequest("an exchange has number 0, expected 1, 2, ... in order; count so")
                     await stream.take(incoming, last=last)
                 except ENDED:
                     raise
                 except Exception as error:  # noqa: BLE001  # becomes the exchange's error
-                    failed = number
+                    failed, ended = max(failed, number), True
                     stream.exchange.close()
                     await stream.write(Outgoing(data_pb2.WorkResponse(error=encode_error(error), done=True)))
                 finally:
-                    if last or failed == number:
+                    if ended:
                         stream.number = None
         finally:
             words.cancel()

@@ -130,6 +130,11 @@ class Exchange:
                 version, newer = await hosted.pull_rows(asked, newer_than)
                 return PulledRows(machine, version, newer, wanted)
             if session is not None:
+                if selection.point not in ("", "parameters"):
+                    raise MalformedRequest(
+                        f"a selection by shared memory names point '{selection.point}', expected none, since what is "
+                        "shared are the parameters; select it without shared memory"
+                    )
                 version, vectors = await session.hold(newer_than, asked)
                 return PulledRows(machine, version, vectors is not None, wanted, vectors or ())
             pieces = outgoing.select(hosted.run.layout, selection.parameters)
