@@ -1768,7 +1768,7 @@ export enum Creation {
   SEND_VALUES = 2,
 
   /**
-   * The values are arriving or being placed; more word follows.
+   * All values are there and are being placed; more word follows.
    *
    * @generated from enum value: CREATION_WORKING = 3;
    */

@@ -478,7 +478,8 @@ export type Selection = Message<"stepwell.v1.Selection"> & {
   point: string;
 
   /**
-   * The token of shared memory: the answer then names vectors that hold the whole run's parameters, to be read only. They
+   * The token of shared memory: the answer then names vectors that hold the whole run's parameters, whatever
+   * `parameters` says, to be read only; with a point other than parameters it is refused. They
    * stay as they are until the next stage or selection with this token, or its release.
    *
    * @generated from field: bytes shared_memory = 6;
@@ -825,8 +826,9 @@ export const StepResponseSchema: GenMessage<StepResponse> = /*@__PURE__*/
 
 /**
  * A message of a worker. Its parts are taken in this order: stage, commit, selection. An exchange is over when its
- * done response has come; the next one has a higher number. Done or an error may come before last was sent: then the
- * rest of the exchange need not be sent, and what still arrives of it is not read.
+ * done response has come; the next one has a higher number. An error may come before last was sent: then the rest of the
+ * exchange need not be sent, and what still arrives of it is not read. So may the answer to a repeated update: then the
+ * last message alone need still be sent.
  *
  * @generated from message stepwell.v1.WorkRequest
  */

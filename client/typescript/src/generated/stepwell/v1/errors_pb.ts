@@ -239,7 +239,7 @@ export enum ErrorReason {
   WORKER_FENCED = 25,
 
   /**
-   * The run went back to an older state; details hold acknowledged_version and version.
+   * The run went back to an older state; details hold acknowledged_version, version and generation.
    *
    * @generated from enum value: ERROR_REASON_RUN_REWOUND = 26;
    */

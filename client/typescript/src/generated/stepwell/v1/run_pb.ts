@@ -579,7 +579,8 @@ export type Range = Message<"stepwell.v1.Range"> & {
 
   /**
    * The name of the run's encoding, where the data is not plain elements:
-   *   float16  binary16, 2 bytes each, of the elements times the one scale;
+   *   float16  binary16, 2 bytes each, of the gradients times the one scale; parameters need no scale, so they come with
+   *            dtype float16 and no encoding;
    *   int8     a signed byte each; the element is the byte times the scale of its block, in binary32;
    *   sign     a bit each, the lowest of the first byte first, 1 for negative; the element is the scale of its block,
    *            or its negative;
