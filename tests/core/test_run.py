@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stepwell_server.core.commit import Commit
 from stepwell_server.core.compiler.definition import optimizer
 from stepwell_server.core.errors import (
     ChangeRefused,
@@ -23,7 +24,7 @@ from stepwell_server.core.errors import (
     VersionMismatch,
 )
 from stepwell_server.core.layout import ParameterSpec
-from stepwell_server.core.run import Commit, GroupArrays, Run, RunLimits
+from stepwell_server.core.run import GroupArrays, Run, RunLimits
 from stepwell_server.core.spec import GroupSpec, RunSpec
 from stepwell_server.core.workers import Answer, Outcome
 from tests.core.local import LocalRun

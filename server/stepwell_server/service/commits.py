@@ -14,10 +14,10 @@ import structlog
 
 from stepwell_server.core.barriers import Release
 from stepwell_server.core.combining import check_alike, check_fits
+from stepwell_server.core.commit import Commit as PlannedCommit
 from stepwell_server.core.errors import DomainError, StaleUpdate
 from stepwell_server.core.memory import Vector
 from stepwell_server.core.policies import Commit, Contribution, Decision, Drop, Refuse
-from stepwell_server.core.run import Commit as PlannedCommit
 from stepwell_server.core.run import Run
 from stepwell_server.core.settings import ACCUMULATOR
 from stepwell_server.core.update import Staging, UpdateHeader
