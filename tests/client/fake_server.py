@@ -371,6 +371,10 @@ class FakeServer(control_pb2_grpc.ControlServiceServicer, data_pb2_grpc.DataServ
             for piece in pieces(run.layout):
                 yield control_pb2.JoinResponse(layout=piece)
 
+    def Leave(self, request: Any, context: Any) -> Any:
+        with self._call("Leave", context):
+            return control_pb2.LeaveResponse()
+
     def GetLayout(self, request: Any, context: Any) -> Any:
         with self._call("GetLayout", context):
             run = self._run(request.run)

@@ -403,19 +403,6 @@ def test_gradients_added_one_by_one(name, feedback):
                 np.testing.assert_array_equal(again[0], sent[0])
 
 
-def test_a_forked_child_owes_nothing():
-    layout = lay_out(DTYPES[:1], {"a": (40,)})
-    encoder = encoder_of("sign")
-    grads = gradients_for(layout, np.random.default_rng(3))
-    fresh = wire_of(EncodedUpdate(encoder, layout).messages(Gradients(layout, grads, "test")))
-    update = EncodedUpdate(encoder, layout)
-    list(update.messages(Gradients(layout, grads, "test")))
-    update.settle()
-    assert encoder.owed[0].any()
-    encoder.reset()
-    assert wire_of(EncodedUpdate(encoder, layout).messages(Gradients(layout, grads, "test"))) == fresh
-
-
 def test_further_inputs_stay_as_they_are():
     layout = lay_out(DTYPES[:1], {"a": (40,)})
     rng = np.random.default_rng(3)

@@ -9,6 +9,10 @@
 `stepwell.aio` has the same names with `await`. Below is everything that is public.
 """
 
+# Before gRPC is imported anywhere: what it shall not do when the process forks.
+from stepwell import _forks as _forks
+
+# isort: split
 # Where it begins.
 from stepwell._blocking_client import Client as Client
 from stepwell._blocking_client import Run as Run

@@ -5,7 +5,6 @@ limit in time ends the wait for a task, never the task.
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import grpc
 
 from stepwell._blocking import CHANNEL_OPTIONS, METADATA
-from stepwell._forks import make_immortal
+from stepwell._forks import check_process, is_forked, make_immortal
 from stepwell._methods import Method
 from stepwell._requests import (
     Disconnect,
@@ -33,12 +32,12 @@ from stepwell._requests import (
 
 
 class AwaitingConnection:
-    """The channel of a client. It is made when it is first needed, and made anew in another event loop or process."""
+    """The channel of a client. It is made when it is first needed, and made anew in another event loop."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._channel: grpc.aio.Channel | None = None
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._home: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     async def perform(self, request: Request) -> Any:
@@ -71,20 +70,23 @@ class AwaitingConnection:
         return AwaitingCall(channel, method, message) if method.unary else AwaitingStream(channel, method, message)
 
     def _present_channel(self) -> grpc.aio.Channel:
+        check_process()
         if self._closed:
             raise RuntimeError("got a call on a closed client, expected an open one; connect again")
-        home = (os.getpid(), asyncio.get_running_loop())
-        if self._home != home:
+        if self._home is not asyncio.get_running_loop():
             make_immortal(self._channel)
-            self._channel, self._home = None, home
+            self._channel, self._home = None, asyncio.get_running_loop()
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
         return self._channel
 
     async def _drop(self, channel: grpc.aio.Channel | None) -> None:
+        if is_forked():
+            make_immortal(channel)
+            return
         if self._channel is channel:
             self._channel = None
-        if channel is not None and self._home == (os.getpid(), asyncio.get_running_loop()):
+        if channel is not None and self._home is asyncio.get_running_loop():
             await channel.close()  # ends its calls; whoever waits on one tries again over the next channel
 
 

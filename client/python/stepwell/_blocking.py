@@ -7,7 +7,6 @@ one while the inbox has room. It always hears the end of the call and wakes ever
 caller can wait for ever on a call that has died.
 """
 
-import os
 import threading
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import grpc
 
-from stepwell._forks import make_immortal
+from stepwell._forks import check_process, is_forked, make_immortal
 from stepwell._methods import Method
 from stepwell._requests import (
     OUTBOX_MESSAGES_MAX,
@@ -50,12 +49,11 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, Any]]] = (
 
 
 class BlockingConnection:
-    """The channel of a client. It is made when it is first needed, and made anew in a forked child."""
+    """The channel of a client. It is made when it is first needed."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._channel: grpc.Channel | None = None
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -97,9 +95,7 @@ class BlockingConnection:
                 # Another thread has just closed this channel; take the next one.
 
     def _present_channel(self) -> grpc.Channel:
-        if self._pid != os.getpid():
-            make_immortal(self._channel)
-            self._channel, self._pid, self._lock = None, os.getpid(), threading.Lock()
+        check_process()
         with self._lock:
             if self._closed:
                 raise RuntimeError("got a call on a closed client, expected an open one; connect again")
@@ -108,7 +104,7 @@ class BlockingConnection:
             return self._channel
 
     def _drop(self, channel: grpc.Channel | None) -> None:
-        if self._pid != os.getpid():
+        if is_forked():
             make_immortal(channel)
             return
         with self._lock:

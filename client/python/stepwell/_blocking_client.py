@@ -30,7 +30,11 @@ class Update(LayersBase):
         self._run = run
 
     def add(self, name: str, gradient: Any) -> None:
-        """Send a gradient. It must stay as it is until the block ends. Raises InvalidGradient."""
+        """Send a gradient.
+
+        name: a parameter that has had none in this block. gradient: an array of its shape, which must stay as it is
+        until the block ends; None for a parameter without one. Raises InvalidGradient.
+        """
         assert self._begun is not None, "add belongs into the block"
         self._run._add(self._begun, name, gradient)
 
@@ -81,12 +85,11 @@ class Run(RunOperations, Blocking):
         return self._outstanding.start(self.step, grads, **options)
 
     def pull_async(self, names: Iterable[str] | None = None, **options: Any) -> "Future[Arrays | None]":
-        """Begin a pull and return at once, as `step_async` does. The arguments are pull's."""
-        return self._outstanding.start(self.pull, names, **options)
+        """Begin a pull and return at once, as `step_async` does; the future gives what `pull` returns or raises.
 
-    def _moved(self, forked: bool) -> None:
-        super()._moved(forked)
-        self._outstanding.abandon()
+        names, options: pull's arguments. Raises LimitExceeded where `outstanding_updates_max` are under way.
+        """
+        return self._outstanding.start(self.pull, names, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +131,9 @@ def connect(
     lease_seconds: float = 30.0,
 ) -> Client:
     """A client of the server at an address. Nothing is sent before the first call.
+
+    From then on a child that this process forks can make no calls, over this client or another: it gets
+    ServerUnavailable, since gRPC does not survive a fork. Fork before, or spawn processes, and connect in each.
 
     address: HOST:PORT or unix:/path; by default what STEPWELL_ADDRESS says.
     worker: the name under which runs are joined; by default each run object has one of its own, of host and process. A

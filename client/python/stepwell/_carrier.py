@@ -1,7 +1,6 @@
 """What carries a worker's exchanges: its stream, and memory that it shares with a server of its own machine."""
 
 import math
-import os
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -9,7 +8,7 @@ import grpc
 from stepwell import payload
 from stepwell._calls import Patience, Settings, again, ask, end, logger
 from stepwell._exchange import Exchange, WorkRequest
-from stepwell._forks import make_immortal
+from stepwell._forks import is_forked, make_immortal
 from stepwell._layout import Layout
 from stepwell._membership import Member
 from stepwell._methods import SHARE_MEMORY, WORK
@@ -46,7 +45,6 @@ class Carrier(Member):
         # A vector for rows of this size was refused since the last join; larger ones need not be asked for.
         self._refused_rows_bytes: float = math.inf
         self._exchanges = 0
-        self._pid = os.getpid()
 
     def join(self, timeout: float | None = None) -> Steps[None]:
         """See Member; after it sharing memory is tried again."""
@@ -113,10 +111,11 @@ class Carrier(Member):
 
     def drop(self) -> None:
         """End the stream at once, where nobody closed it."""
-        super().drop()
         self._stop_sharing()
-        if self.stream is not None and self._pid == os.getpid():
-            self.stream.cancel()
+        if not is_forked():
+            super().drop()
+            if self.stream is not None:
+                self.stream.cancel()
 
     def start_over(self, *, forked: bool) -> None:
         make_immortal(self.stream)
@@ -176,7 +175,7 @@ class Carrier(Member):
     def open_stream(self) -> Steps[Stream]:
         """The stream, opened where there is none."""
         if self.stream is None:
-            self.stream, self._exchanges, self._pid = (yield Open(WORK)), 0, os.getpid()
+            self.stream, self._exchanges = (yield Open(WORK)), 0
         return self.stream
 
     def next_number(self) -> int:

@@ -149,7 +149,10 @@ class ClientOperations(Driven, Generic[RunT]):
 
     @operation
     def get_run(self, name: str) -> Steps[RunT]:
-        """A run that exists; joined only at the first push. Raises UnknownRun."""
+        """A run that exists; joined only at the first push.
+
+        name: the run's. Raises UnknownRun.
+        """
         response = yield from ask(
             self._settings, GET_RUN, control_pb2.GetRunRequest(run=name), f"run '{name}': get_run"
         )
@@ -170,7 +173,10 @@ class ClientOperations(Driven, Generic[RunT]):
 
     @operation
     def delete_run(self, name: str) -> Steps[None]:
-        """Delete a run with its snapshots and checkpoints. Raises UnknownRun."""
+        """Delete a run with its snapshots and checkpoints; its workers get RunReplaced or UnknownRun.
+
+        name: the run's. Raises UnknownRun. Not repeated if the connection breaks: the run may then be gone or not.
+        """
         request = control_pb2.DeleteRunRequest(run=name)
         yield from ask(self._settings, DELETE_RUN, request, f"run '{name}': delete_run", repeat=False)
 

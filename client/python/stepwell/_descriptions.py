@@ -24,7 +24,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one update. A retry gets the same."""
+    """The answer to one update. A retry gets the same.
+
+    outcome: what became of it.
+    """
 
     outcome: Outcome
     committed_version: int
@@ -39,7 +42,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Norms:
-    """The norms of all trained parameters, or of their gradients, as one vector: p = 1, 2 and infinity."""
+    """The norms of all trained parameters, or of their gradients, as one vector.
+
+    l1: the sum of absolute values. l2: the Euclidean norm. maximum: the largest absolute value.
+    """
 
     l1: float
     l2: float
@@ -48,7 +54,13 @@ class Norms:
 
 @dataclass(frozen=True)
 class ServerDescription:
-    """Who the server is, what its limits are, and how long the question took."""
+    """Who the server is, what its limits are, and how long the question took.
+
+    version: its release. contract: what it speaks, MAJOR.MINOR. message_bytes_max: the largest message that it takes.
+    range_bytes: how much data it puts into one. memory_bytes_max: what all runs, staged updates and copies for readers
+    may take together. outstanding_updates_max: how many of a worker's latest answers it keeps for retries.
+    word_seconds: how often it gives word on a call that waits. round_trip_seconds: how long this call took.
+    """
 
     version: str
     contract: str
@@ -62,7 +74,12 @@ class ServerDescription:
 
 @dataclass(frozen=True)
 class GroupDescription:
-    """The present values of one group: hyperparameters as the next commit will use them."""
+    """The present values of one group.
+
+    name: that of the spec, or "default". dtype: of its parameters. optimizer, flavor: by name; empty if it is frozen.
+    hyperparameters: as the next commit will use them, scheduled ones included. schedules: those in force, by
+    hyperparameter. slots, scalars: the names of what the optimizer keeps for each parameter, arrays and float64.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -76,10 +93,13 @@ class GroupDescription:
 
 @dataclass(frozen=True)
 class TableDescription:
-    """The present values of one table of rows: hyperparameters as its next commit will use them.
+    """The present values of one table of rows.
 
-    rows: how many there are, at most rows_max. created, evicted: how many rows came and went. refused: how often an id
-    was brought that admission did not let in yet. step: how many commits it has had.
+    name, width, dtype, sparse_mode, rows_max: as its spec says. optimizer, flavor: by name. hyperparameters: as its
+    next commit will use them. schedules: those in force, by hyperparameter. slots: the names of what is kept for each
+    row. state_bytes: the memory that it takes. rows: how many there are, at most rows_max. created, evicted: how many
+    rows came and went. refused: how often an id was brought that admission did not let in yet. step: how many commits
+    it has had.
     """
 
     name: str
@@ -127,7 +147,8 @@ class Tally:
 class Place:
     """Where a worker stands among the live ones, in the order in which they joined.
 
-    index: from 0 on. membership_number: grows whenever somebody joins or leaves.
+    index: from 0 on. count: how many live workers there are. membership_number: grows whenever somebody joins or
+    leaves.
     """
 
     index: int
@@ -139,9 +160,9 @@ class Place:
 class WorkerDescription:
     """A live worker.
 
-    epoch: the number of its latest join. last_sequence: the last that it committed in it. index: its place among the
-    live ones. lease_seconds: how long it may give no sign of life. waits: whether an update of it waits for others.
-    tally: over all its joins.
+    name: that under which it joined. epoch: the number of its latest join. last_sequence: the last that it committed in
+    it. index: its place among the live ones. lease_seconds: how long it may give no sign of life. waits: whether an
+    update of it waits for others. tally: over all its joins.
     """
 
     name: str
@@ -155,7 +176,19 @@ class WorkerDescription:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """A run as it was when the server was asked."""
+    """A run as it was when the server was asked.
+
+    name: the run's. uid: 16 random bytes that tell it from others of the same name. generation: how many times it went
+    back to an older state. version: the number of commits. etag: changes with every `change`. samples: the sum of the
+    committed updates' samples.
+    optimizer, flavor, nonfinite, samples_per_epoch, transforms, wrappers: as in its spec. groups: with their present
+    values. policy: the one in force, with all its arguments. workers: the live ones, by name. tally: of all workers'
+    updates.
+    parameters_count: how many parameters it has, by name. state_bytes: the memory of parameters and slots.
+    skipped_count: how many updates were skipped because they were not finite. duplicates_count: how many were answered
+    from memory. accumulated_count: how many are folded into the next version already. loss_scale: what to multiply the
+    loss by, with the transform `unscale`. points: what can be pulled. metrics: the latest reported ones, by name.
+    """
 
     name: str
     uid: bytes
@@ -189,7 +222,11 @@ class RunDescription:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A stored state of a run; created_seconds since 1970-01-01 UTC."""
+    """A stored state of a run.
+
+    name: the checkpoint's. version: the run's when it was made. created_seconds: since 1970-01-01 UTC. size_bytes: on
+    the server's disk.
+    """
 
     name: str
     version: int
@@ -199,7 +236,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of an optimizer or schedule. required: whether it has no default."""
+    """One argument of an optimizer, schedule or other part: enough to draw a field of a form.
+
+    name: as it is given. kind: "number", "integer", "flag", "text" or "numbers". default: the value when it is left
+    out. required: whether it has no default. optional: whether None is taken. minimum, maximum: bounds of numbers, None
+    where there is none; minimum_open, maximum_open: whether the bound itself is excluded. choices: the texts taken;
+    empty means any. infinite: whether infinity is taken.
+    """
 
     name: str
     kind: str
@@ -216,7 +259,12 @@ class Argument:
 
 @dataclass(frozen=True)
 class FlavorDescription:
-    """An optimizer as one framework has it: arguments with their defaults, in order, and what it keeps."""
+    """An optimizer as one framework has it.
+
+    name: the flavor's. arguments: in order, with this flavor's defaults. slots, scalars: the names of what it keeps for
+    each parameter with these, arrays and float64. step_per_parameter: whether each parameter counts its own steps; if
+    not, every parameter needs a gradient in every update.
+    """
 
     name: str
     arguments: tuple[Argument, ...]
@@ -227,7 +275,11 @@ class FlavorDescription:
 
 @dataclass(frozen=True)
 class OptimizerDescription:
-    """One optimizer; its first flavor is the default."""
+    """One optimizer.
+
+    name: as it is given. summary: what it does, in a sentence. reference: the paper or text that defines it. matches:
+    the implementation that it equals, such as torch.optim.Adam. flavors: the first is the default.
+    """
 
     name: str
     summary: str
@@ -244,7 +296,10 @@ class OptimizerDescription:
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A gradient transform, a wrapper or an encoding. points: what it makes available to pull."""
+    """A gradient transform, a wrapper, an encoding or a policy.
+
+    name, summary, reference, matches: as of an optimizer. arguments: in order. points: what it makes available to pull.
+    """
 
     name: str
     summary: str
@@ -256,7 +311,11 @@ class PartDescription:
 
 @dataclass(frozen=True)
 class ScheduleDescription:
-    """One schedule. absolute: whether it sets values rather than start from the hyperparameter's own."""
+    """One schedule.
+
+    name, summary, reference, matches: as of an optimizer. arguments: in order. absolute: whether it sets values rather
+    than start from the hyperparameter's own. children_min, children_max: how many schedules it is made of.
+    """
 
     name: str
     summary: str

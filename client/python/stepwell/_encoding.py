@@ -81,10 +81,6 @@ class Encoder:
                 end = after
         self.owed, self._next = self._next, self.owed
 
-    def reset(self) -> None:
-        """Owe nothing: in a forked child, which is another worker."""
-        self.owed, self._next = {}, {}
-
     def encode(self, piece: Piece, layout: Layout) -> tuple[Piece, int]:
         """An encoded piece, and how many elements were encoded: none of those that would not become smaller."""
         group = layout.groups[piece.group]

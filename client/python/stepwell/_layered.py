@@ -8,6 +8,7 @@ from stepwell._calls import Patience
 from stepwell._carrier import Carrier
 from stepwell._encoding import EncodedUpdate
 from stepwell._exchange import Exchange, Update, Wanted
+from stepwell._forks import check_process
 from stepwell._layout import Layout, listed
 from stepwell._membership import Membership
 from stepwell._packing import Gradients, Part, Piece, check_array, pack
@@ -49,6 +50,7 @@ class Layered:
 
         Raises InvalidGradient.
         """
+        check_process()
         array = self._take(self._layout, name, gradient)
         if array is None:
             return
@@ -62,6 +64,7 @@ class Layered:
     def end(self) -> tuple[Exchange, Steps[None]]:
         """The exchange, and the work that commits it. Raises InvalidGradient where a parameter was not named."""
         self.over = True
+        check_process()
         try:
             gradients = Gradients(self._layout, self.gradients, self._what)
         except BaseException:

@@ -144,12 +144,11 @@ class Member:
     def start_over(self, *, forked: bool) -> None:
         """In another process or event loop: nothing that was opened there can be used here.
 
-        A forked child must not share the parent's epoch and sequence, so it becomes a worker of its own.
+        In a forked child the place in the run is the parent's, to keep and to leave.
         """
         self._heartbeat = None
         if forked:
             self._membership = None
-            self.name = default_name(prefix=self._settings.worker)
 
     def _keep_lease(self, membership: control_pb2.Membership) -> Steps[None]:
         """Give signs of life in the background, as long as this object lives; what comes back tells its place."""
@@ -235,7 +234,7 @@ def check_name(worker: str) -> str:
     return worker
 
 
-def default_name(prefix: str | None = None) -> str:
-    """A name that no other worker has, of host and process; or of the given prefix and process."""
-    place = re.sub(r"[^A-Za-z0-9._-]", "-", prefix or socket.gethostname()).lstrip("._-") or "worker"
+def default_name() -> str:
+    """A name that no other worker has, of host and process."""
+    place = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-") or "worker"
     return f"{place[:80]}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -41,6 +41,9 @@ class Driven:
     def _drive(self, steps: Steps[Any], alone: bool) -> Any:
         raise NotImplementedError
 
+    def __getstate__(self) -> object:
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: connect in each process")
+
     def _moved(self, forked: bool) -> None:
         """Called once where the object finds itself in a forked child, or in another event loop."""
 

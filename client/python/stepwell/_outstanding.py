@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from stepwell._forks import check_process, is_forked
 from stepwell.errors import LimitExceeded, RunRewound
 
 R = TypeVar("R")
@@ -45,6 +46,7 @@ class Threaded(_Outstanding):
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self, work: Callable[..., R], *args: Any, **kwargs: Any) -> "Future[R]":
+        check_process()  # in a forked child nobody would ever do the work
         self._check_room()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="stepwell-outstanding")
@@ -56,13 +58,8 @@ class Threaded(_Outstanding):
     def finish(self) -> None:
         """Wait for all of them."""
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and not is_forked():
             thread.shutdown()
-
-    def abandon(self) -> None:
-        """In a forked child: the thread lives in the parent alone."""
-        self._thread = None
-        self._waiting.clear()
 
 
 class Tasks(_Outstanding):

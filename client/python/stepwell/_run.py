@@ -255,7 +255,12 @@ class RunOperations(RowOperations):
 
     @operation
     def save_checkpoint(self, name: str | None = None) -> Steps[Checkpoint]:
-        """Store the run's state on the server while training goes on. name: by default version-N."""
+        """Store the run's state on the server while training goes on.
+
+        name: [A-Za-z0-9][A-Za-z0-9._-]{0,127}; by default version-N. Raises StorageDisabled where the server has no
+        data directory, CheckpointExists, StorageFailed, and ServerUnavailable where the connection broke: it is not
+        repeated.
+        """
         self._check_open()
         request = control_pb2.SaveCheckpointRequest(run=self.name, checkpoint=name or "")
         response = yield from ask(self._settings, SAVE_CHECKPOINT, request, self._what("save_checkpoint"), repeat=False)
@@ -277,7 +282,10 @@ class RunOperations(RowOperations):
 
     @exclusive
     def restore_checkpoint(self, name: str) -> Steps[RunDescription]:
-        """Take the run back to a checkpoint. Other workers get RunRewound; this object joins anew by itself."""
+        """Take the run back to a checkpoint. Other workers get RunRewound; this object joins anew by itself.
+
+        name: as list_checkpoints has it. Raises UnknownCheckpoint, CheckpointDamaged, StorageDisabled, StorageFailed.
+        """
         self._check_open()
         request = control_pb2.RestoreCheckpointRequest(run=self.name, checkpoint=name)
         what = self._what("restore_checkpoint")

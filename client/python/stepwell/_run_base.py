@@ -7,6 +7,7 @@ from stepwell._calls import Settings
 from stepwell._descriptions import Answer, Outcome, Place
 from stepwell._encoding import Decoder, Encoder
 from stepwell._exchange import Exchange, Wanted
+from stepwell._forks import check_process
 from stepwell._layered import Layered
 from stepwell._layout import Layout
 from stepwell._operation import Connection, Driven
@@ -201,6 +202,7 @@ class RunBase(Driven):
         self._worker.last_answer = Answer(Outcome.REWOUND, rewound.version)
 
     def _check_open(self) -> None:
+        check_process()
         if self._closed:
             raise RuntimeError(f"run '{self.name}': got a call on a closed run; get it again with client.get_run")
         if self._layered is not None:

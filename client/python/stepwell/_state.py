@@ -26,6 +26,7 @@ class State:
     parameters: arrays by name. slots: by parameter, then by slot; most have the parameter's shape. Parameters of 16
     bits and their slots are float32 here, as the server keeps them. scalars: the float64 numbers that some optimizers
     keep per parameter. steps: how many commits have touched each parameter.
+    version: the run's. samples: the sum of the committed updates' samples, the clock of schedules that count them.
     """
 
     parameters: Mapping[str, Array]

@@ -114,11 +114,6 @@ class Worker(Carrier):
         super().rewound(version)
         self._base_version = self._rows_version = None
 
-    def start_over(self, *, forked: bool) -> None:
-        super().start_over(forked=forked)
-        if forked and self.encoder is not None:
-            self.encoder.reset()
-
     def _make_update(
         self,
         layout: Layout,

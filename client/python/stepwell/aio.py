@@ -36,7 +36,11 @@ class Update(LayersBase):
         self._run = run
 
     async def add(self, name: str, gradient: Any) -> None:
-        """Send a gradient. It must stay as it is until the block ends. Raises InvalidGradient."""
+        """Send a gradient.
+
+        name: a parameter that has had none in this block. gradient: an array of its shape, which must stay as it is
+        until the block ends; None for a parameter without one. Raises InvalidGradient.
+        """
         assert self._begun is not None, "add belongs into the block"
         await self._run._add(self._begun, name, gradient)
 
@@ -87,7 +91,10 @@ class Run(RunOperations, Awaiting):
         return self._outstanding.start(self.step(grads, **options))
 
     def pull_async(self, names: Iterable[str] | None = None, **options: Any) -> "asyncio.Task[Arrays | None]":
-        """Begin a pull and return at once, as `step_async` does. The arguments are pull's."""
+        """Begin a pull and return at once, as `step_async` does; the task gives what `pull` returns or raises.
+
+        names, options: pull's arguments. Raises LimitExceeded where `outstanding_updates_max` are under way.
+        """
         return self._outstanding.start(self.pull(names, **options))
 
     async def __aenter__(self) -> Self:

@@ -23,7 +23,7 @@
     ├── MemoryExhausted, LimitExceeded, SharedMemoryUnavailable
     ├── StorageDisabled, StorageFailed, CheckpointExists, CheckpointDamaged
     ├── ServerStopping           retried by the SDK; raised only where a call must not be repeated
-    ├── ServerUnavailable        also a ConnectionError
+    ├── ServerUnavailable        also a ConnectionError; in a child that was forked after the first call, too
     └── TimedOut                 also a TimeoutError
 
 Every message says what was got, what was expected, and what to do.
@@ -66,127 +66,171 @@ BY_REASON: Final[dict[int, type[StepwellError]]] = {}
 """The class of every reason; filled as the classes below are defined."""
 
 
-class ContractMismatch(StepwellError): ...
+class ContractMismatch(StepwellError):
+    """Client and server speak different major versions of the contract; upgrade the older one."""
 
 
-class MalformedRequest(StepwellError): ...
+class MalformedRequest(StepwellError):
+    """A message lacks a part that it must have, or has parts that exclude each other; a fault of the client's."""
 
 
-class InvalidName(StepwellError): ...
+class InvalidName(StepwellError):
+    """A name of a run, checkpoint, worker or parameter is outside its alphabet or too long."""
 
 
-class SharedMemoryUnavailable(StepwellError): ...
+class SharedMemoryUnavailable(StepwellError):
+    """Memory cannot be shared with the server, or no longer; raised for transport="shared_memory" only."""
 
 
-class UnknownOptimizer(StepwellError): ...
+class UnknownOptimizer(StepwellError):
+    """No optimizer has this name; list_optimizers has them all."""
 
 
-class UnknownFlavor(StepwellError): ...
+class UnknownFlavor(StepwellError):
+    """The optimizer does not have this flavor; the message names those that it has."""
 
 
-class UnknownSchedule(StepwellError): ...
+class UnknownSchedule(StepwellError):
+    """No schedule has this name; list_schedules has them all."""
 
 
-class UnknownTransform(StepwellError): ...
+class UnknownTransform(StepwellError):
+    """No gradient transform has this name; list_transforms has them all."""
 
 
-class UnknownWrapper(StepwellError): ...
+class UnknownWrapper(StepwellError):
+    """No wrapper has this name; list_wrappers has them all."""
 
 
-class UnknownArgument(StepwellError): ...
+class UnknownArgument(StepwellError):
+    """The optimizer, schedule or other part has no argument of this name; the message names those that it has."""
 
 
-class UnknownEncoding(StepwellError): ...
+class UnknownEncoding(StepwellError):
+    """No encoding for this direction has this name; list_encodings has them all."""
 
 
-class UnknownPolicy(StepwellError): ...
+class UnknownPolicy(StepwellError):
+    """No policy has this name; list_policies has them all."""
 
 
-class PolicyRefused(StepwellError): ...
+class PolicyRefused(StepwellError):
+    """A change of the policy would leave workers waiting for ever; the run keeps the one that it has."""
 
 
-class StaleUpdate(StepwellError): ...
+class StaleUpdate(StepwellError):
+    """The update was taken at parameters that are older than the policy allows; it had no effect.
 
+    details: "version", the present one. Pull, and compute the gradients anew.
+    """
 
-class EncodingNotAllowed(StepwellError): ...
 
+class EncodingNotAllowed(StepwellError):
+    """A range came in an encoding that the run does not have; a fault of the client's."""
 
-class InvalidEncoding(StepwellError): ...
 
+class InvalidEncoding(StepwellError):
+    """The parts of an encoded range do not fit together; a fault of the client's."""
 
-class UnknownRun(StepwellError): ...
 
+class UnknownRun(StepwellError):
+    """No run has this name."""
 
-class UnknownGroup(StepwellError): ...
 
+class UnknownGroup(StepwellError):
+    """The run has no group or table of this name."""
 
-class UnknownParameter(StepwellError): ...
 
+class UnknownParameter(StepwellError):
+    """The run has no parameter of this name."""
 
-class UnknownTable(StepwellError): ...
 
+class UnknownTable(StepwellError):
+    """The run has no table of this name."""
 
-class UnknownWorker(StepwellError): ...
 
+class UnknownWorker(StepwellError):
+    """The worker has not joined the run, has left it, or its lease has run out; the next push joins again by itself."""
 
-class UnknownCheckpoint(StepwellError): ...
 
+class UnknownCheckpoint(StepwellError):
+    """The run has no checkpoint of this name; list_checkpoints has them all."""
 
-class UnknownPoint(StepwellError): ...
 
+class UnknownPoint(StepwellError):
+    """The run has no such point to pull; `points` of its description has them all."""
 
-class InvalidValue(StepwellError): ...
 
+class InvalidValue(StepwellError):
+    """A value is of the wrong kind, out of range, or not finite."""
 
-class InvalidSpec(StepwellError): ...
 
+class InvalidSpec(StepwellError):
+    """Parts of a spec do not fit together."""
 
-class RunDiffers(StepwellError): ...
 
+class RunDiffers(StepwellError):
+    """A run of this name exists with another spec; the message lists the differences."""
 
-class RunReplaced(StepwellError): ...
 
+class RunReplaced(StepwellError):
+    """The run was deleted, and perhaps made anew, since this object joined it; get it again."""
 
-class InvalidGradient(StepwellError): ...
 
+class InvalidGradient(StepwellError):
+    """A gradient has a wrong name, shape or dtype; found before anything is sent."""
 
-class InvalidRows(StepwellError): ...
 
+class InvalidRows(StepwellError):
+    """Ids are no int64, or rows have another number, width or dtype than they must; found before anything is sent."""
 
-class RowsNotSupported(StepwellError): ...
 
+class RowsNotSupported(StepwellError):
+    """The optimizer cannot work on the rows of a table, or not in the table's sparse_mode."""
 
-class TableFull(StepwellError): ...
 
+class TableFull(StepwellError):
+    """The update would make more rows than the table's rows_max; it had no effect."""
 
-class TablesUnavailable(StepwellError): ...
 
+class TablesUnavailable(StepwellError):
+    """The server's device has no tables."""
 
-class InvalidRange(StepwellError): ...
 
+class InvalidRange(StepwellError):
+    """A range lies outside its group, or overlaps another; a fault of the client's."""
 
-class IncompleteUpdate(StepwellError): ...
 
+class IncompleteUpdate(StepwellError):
+    """Not all that was announced has arrived; it had no effect."""
 
-class GradientRequired(StepwellError): ...
 
+class GradientRequired(StepwellError):
+    """A gradient is missing where the optimizer's flavor counts one step for the whole run."""
 
-class InputRequired(StepwellError): ...
 
+class InputRequired(StepwellError):
+    """The update has no loss, or not another input, that an optimizer of the run needs."""
 
-class NonfiniteGradient(StepwellError): ...
 
+class NonfiniteGradient(StepwellError):
+    """A gradient has a NaN or an infinity; with nonfinite="reject" the update had no effect."""
 
-class SequenceReused(StepwellError): ...
 
+class SequenceReused(StepwellError):
+    """An update came under the identity of another one; a fault of the client's."""
 
-class SequenceTooOld(StepwellError): ...
 
+class SequenceTooOld(StepwellError):
+    """An update is older than the answers that the server keeps; a fault of the client's."""
 
-class SequenceGap(StepwellError): ...
 
+class SequenceGap(StepwellError):
+    """An update does not follow the worker's last one; a fault of the client's."""
 
-class WorkerFenced(StepwellError): ...
+
+class WorkerFenced(StepwellError):
+    """A newer join under the same worker name has taken over; a name must be one worker's alone."""
 
 
 class RunRewound(StepwellError):
@@ -206,43 +250,56 @@ class RunRewound(StepwellError):
         return int(self.details.get("version", 0))
 
 
-class ChangeRefused(StepwellError): ...
+class ChangeRefused(StepwellError):
+    """A change of a live run would add or remove a slot; the message lists what can change."""
 
 
-class EtagMismatch(StepwellError): ...
+class EtagMismatch(StepwellError):
+    """The run was changed since its description with this etag; refresh, and decide again."""
 
 
-class VersionMismatch(StepwellError): ...
+class VersionMismatch(StepwellError):
+    """The run is not at the expected version; it stays as it is."""
 
 
-class MemoryExhausted(StepwellError): ...
+class MemoryExhausted(StepwellError):
+    """The server's --max-memory leaves too little."""
 
 
-class LimitExceeded(StepwellError): ...
+class LimitExceeded(StepwellError):
+    """Another limit is reached: of the server, which details name, or outstanding_updates_max."""
 
 
-class StorageDisabled(StepwellError): ...
+class StorageDisabled(StepwellError):
+    """The server has no --data-dir."""
 
 
-class StorageFailed(StepwellError): ...
+class StorageFailed(StepwellError):
+    """The server could not write or read its data directory."""
 
 
-class CheckpointExists(StepwellError): ...
+class CheckpointExists(StepwellError):
+    """A checkpoint of this name exists; it stays as it is."""
 
 
-class CheckpointDamaged(StepwellError): ...
+class CheckpointDamaged(StepwellError):
+    """A checkpoint's checksum or form is wrong; the run stays as it is."""
 
 
-class ServerStopping(StepwellError): ...
+class ServerStopping(StepwellError):
+    """The server is shutting down; raised only where a call must not be repeated."""
 
 
-class ServerUnavailable(StepwellError, ConnectionError): ...
+class ServerUnavailable(StepwellError, ConnectionError):
+    """No server answered within patience_seconds; also a ConnectionError."""
 
 
-class TimedOut(StepwellError, TimeoutError): ...
+class TimedOut(StepwellError, TimeoutError):
+    """The call did not end within its timeout, or within patience_seconds; also a TimeoutError."""
 
 
-class Internal(StepwellError): ...
+class Internal(StepwellError):
+    """A fault of the server; its log has the cause."""
 
 
 def from_reason(name: str, message: str, details: Mapping[str, str]) -> StepwellError:
