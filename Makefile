@@ -62,6 +62,18 @@ test-cpp: .venv/.installed ## Build the C++ client and test it against a real se
 	cmake --build build/cpp --parallel 2
 	STEPWELL_SERVER=$(abspath $(BIN)/stepwell) ctest --test-dir build/cpp --output-on-failure
 
+.PHONY: test-languages
+test-languages: .venv/.installed ## Python, TypeScript and C++ on one run: at once, and in turn; needs what the two above need
+	cd client/typescript && npm ci --no-audit --no-fund --loglevel=error && npm run build
+	cmake -S client/cpp -B build/cpp
+	cmake --build build/cpp --parallel 2 --target languages_worker sample_quickstart sample_two_workers \
+	  sample_resume sample_table
+	$(BIN)/pytest -m languages tests/languages $(TESTS)
+
+.PHONY: docs
+docs: .venv/.installed .venv/.references ## Write the API reference to build/docs; two of its pages need PyTorch and JAX
+	$(BIN)/python -m tools.reference build/docs
+
 .PHONY: check
 check: check-python check-generated check-proto check-containers ## Everything that is wrong without running it
 
@@ -126,7 +138,8 @@ help: ## Show this
 # macOS: there PyTorch's wheel has no CUDA packages below it, so the lock holds what every build needs, and whichever
 # build of this version pip finds brings its own. Hashes are left out for the same reason: they would tie the lock to
 # one build.
-REFERENCES := torch==2.13.0 optax==0.2.8 keras==3.15.1 transformers==5.23.0 schedulefree==1.4.1 prodigyopt==1.1.2
+REFERENCES := torch==2.13.0 optax==0.2.8 keras==3.15.1 transformers==5.23.0 schedulefree==1.4.1 prodigyopt==1.1.2 \
+  lightning==2.6.6 accelerate==1.15.0
 UV_OPTIONS = --quiet --python-version 3.11 --custom-compile-command "make lock" $(LOCK)
 UV_COMPILE = $(BIN)/uv pip compile $(UV_OPTIONS) --universal --fork-strategy fewest --generate-hashes
 

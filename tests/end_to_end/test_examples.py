@@ -3,11 +3,69 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.end_to_end.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS_MAX = 300
+
+
+def start_example(name: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def output_of(name: str, *arguments: str) -> str:
+    with start_example(name, *arguments) as example:
+        output, errors = example.communicate(timeout=SECONDS_MAX)
+    assert example.returncode == 0, errors
+    return output
+
+
+# The four that every client has: client/typescript/samples and client/cpp/samples say the same.
+
+
+def test_quickstart(server: Server) -> None:
+    assert output_of("quickstart.py", server.address) == "version 500: w 1.000 -2.000 3.000 0.500, b 1.000\n"
+
+
+def test_two_workers(server: Server) -> None:
+    first, second, last = output_of("two_workers.py", server.address).splitlines()
+    line = re.compile(r"(one|two) had (0 to 500|500 to 1000); version 300: 3\.000 x -1\.000")
+    found = [line.fullmatch(first), line.fullmatch(second)]
+    assert all(found), (first, second)
+    assert len({match[1] for match in found if match}) == len({match[2] for match in found if match}) == 2
+    assert last == "both have the same parameters"
+
+
+def test_resume(start: Callable[..., Server], tmp_path: Path) -> None:
+    """The server is stopped while the example trains, and killed: a kill without a snapshot loses what there was."""
+    server = start("--snapshot-seconds", "0", data_dir=tmp_path)
+    example = start_example("resume.py", server.address, "3000")
+    assert example.stdout is not None
+    assert example.stdout.readline() == "a new run\n"
+    server.stop()
+    server.start()
+    server.kill()
+    server.start()
+    output, errors = example.communicate(timeout=SECONDS_MAX)
+    assert example.returncode == 0, errors
+    *between, last = output.splitlines()
+    assert all(re.fullmatch(r"went back from version \d+ to \d+", line) for line in between), output
+    assert re.fullmatch(r"version 3000: x -?0\.\d{4}", last), output
+    assert output_of("resume.py", server.address, "3000").startswith("goes on at version 3000\n")
+
+
+def test_table(server: Server) -> None:
+    printed = output_of("table.py", server.address)
+    match = re.fullmatch(r"version 200: (\d+) rows; a user who likes 0\.7 scores (\d\.\d\d)\n", printed)
+    assert match, printed
+    assert 90 < int(match[1]) <= 100
+    assert float(match[2]) == pytest.approx(0.7, abs=0.2)
 
 
 def test_two_towers_learn_from_sparse_data(server: Server) -> None:

@@ -1,18 +1,16 @@
-// Training that goes on where it stopped: call this again and again, with restarts of the server between.
+// A worker that outlives its server: it goes on after a restart, from where the run is then.
 //
-//     stepwell serve --data-dir runs       in another terminal; stop it with Ctrl-C, start it again
-//     ./resume 127.0.0.1:50051
+//     stepwell serve --data-dir runs     in another terminal
+//     ./resume 127.0.0.1:50051 [STEPS]
 //
-// A clean stop loses nothing. After kill -9 the run is back at its last snapshot, or a checkpoint is restored: a call
-// then says run_rewound once, and training goes on from the parameters that there are.
+// Stop the server with Ctrl-C or kill it while this runs, and start it again. Or call this again with more steps.
+// This sample takes errors as values, where the others throw them.
 #include <cstdio>
+#include <cstdlib>
 #include <stepwell/stepwell.hpp>
-#include <string>
 #include <vector>
 
 namespace {
-
-constexpr int steps = 50;
 
 int fail(const stepwell::Error& error) {
     std::fprintf(stderr, "%s: %s\n", error.reason_name.c_str(), error.message.c_str());
@@ -22,32 +20,41 @@ int fail(const stepwell::Error& error) {
 }  // namespace
 
 int main(int count, char** arguments) {
+    const unsigned long long steps = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1000;
     auto client = stepwell::connect(count > 1 ? arguments[1] : "");
     if (!client) return fail(client.error());
+
+    // The first time this creates the run; later it finds it with its parameters, its optimizer's state and its clock.
     stepwell::Spec spec;
     spec.optimizer = "adam";
-    spec.hyperparameters = {{"lr", 0.1}};
-    const std::vector<double> start = {5.0, -5.0};
-    auto run = client->create_run("resume", {{"x", {2}, start}}, spec);
+    spec.hyperparameters = {{"lr", 0.01}};
+    const std::vector<float> start = {5.0F};
+    auto run = client->create_run("resume", {{"x", {1}, start}}, spec);
     if (!run) return fail(run.error());
-    std::printf("%s at version %llu\n", run->created() ? "created" : "resumed",
-                static_cast<unsigned long long>(run->version()));
+    if (run->created()) {
+        std::printf("a new run\n");
+    } else {
+        std::printf("goes on at version %llu\n", static_cast<unsigned long long>(run->version()));
+    }
+    std::fflush(stdout);
 
     auto parameters = run->pull();
-    for (int step = 0; step < steps; ++step) {
+    while (parameters && run->version() < steps) {
+        const std::vector<float> gradient = {2 * parameters->get<float>("x")[0]};  // of x squared
+        // While the server is away this call tries again, for patience_seconds. The update is applied once.
+        parameters = run->step({{"x", gradient}});
         if (!parameters && parameters.error().reason == stepwell::ErrorReason::run_rewound) {
+            // A kill loses what was not stored yet. The update was dropped; go on from the present parameters.
             std::printf("went back from version %llu to %llu\n",
                         static_cast<unsigned long long>(parameters.error().acknowledged_version()),
                         static_cast<unsigned long long>(parameters.error().version()));
             parameters = run->pull();
         }
-        if (!parameters) return fail(parameters.error());
-        const auto x = parameters->get<double>("x");
-        const std::vector<double> gradient = {2 * (x[0] - 1), 2 * (x[1] - 2)};  // of (x0 - 1)^2 + (x1 - 2)^2
-        parameters = run->step({{"x", gradient}});
     }
     if (!parameters) return fail(parameters.error());
-    std::printf("version %llu  x %.6f %.6f\n", static_cast<unsigned long long>(run->version()),
-                parameters->get<double>("x")[0], parameters->get<double>("x")[1]);
+
+    std::printf("version %llu: x %.4f\n", static_cast<unsigned long long>(run->version()),
+                parameters->get<float>("x")[0]);
+    run->close();
     return 0;
 }

@@ -1,10 +1,7 @@
-// Embeddings: a table of rows by 64-bit id, created when they are first touched, trained beside a parameter.
+// An embedding table: rows by 64-bit id, created when they are first touched, beside dense parameters.
 //
-//     stepwell serve                       in another terminal
-//     ./table 127.0.0.1:50051
-//
-// Every user has a taste, and rates with it times a common scale. The rows of the users at hand travel, and no others.
-#include <cmath>
+//     stepwell serve            in another terminal
+//     ./table 127.0.0.1:50051   or set STEPWELL_ADDRESS
 #include <cstdint>
 #include <cstdio>
 #include <random>
@@ -16,62 +13,58 @@ using stepwell::unwrap;
 
 namespace {
 
-constexpr int users = 1000, batch = 32, steps = 400;
-constexpr std::uint32_t width = 2;
+constexpr int batch = 32, steps = 200;
+constexpr std::uint32_t width = 4;
+constexpr std::int64_t first_user = 1'000'000'000'000'000;
 
-/// Ids may be any 64-bit numbers, hashes say.
-std::int64_t id_of(int user) { return static_cast<std::int64_t>(0x9E3779B97F4A7C15ULL * (user + 1U)); }
+/// Each user likes what their number's last digit says; the score is the sum of the user's row, and a bias.
+float likes(std::int64_t user) { return static_cast<float>(user % 10) / 10; }
 
-float taste_of(int user, std::uint32_t element) { return element == 0 ? std::sin(0.1F * user) : std::cos(0.1F * user); }
+float score(const stepwell::Span<float>& row, float bias) {
+    for (const float element : row) bias += element;
+    return bias;
+}
 
 void train(const char* address) {
     stepwell::Client client = unwrap(stepwell::connect(address));
     stepwell::TableSpec table;
-    table.name = "users";
+    table.name = "user";
     table.width = width;
     table.optimizer = "adagrad";
     table.hyperparameters = {{"lr", 0.5}};
-    table.initializer = stepwell::Part("uniform", {{"minimum", -0.1}, {"maximum", 0.1}});
     stepwell::Spec spec;
     spec.optimizer = "sgd";
-    spec.hyperparameters = {{"lr", 0.05}};
+    spec.hyperparameters = {{"lr", 0.1}};
     spec.tables = {table};
-    const std::vector<float> one = {1.0F};
-    stepwell::Run run = unwrap(client.create_run("table", {{"scale", {}, one}}, spec));
+    const std::vector<float> zero(1);
+    stepwell::Run run = unwrap(client.create_run("table", {{"bias", {1}, zero}}, spec));
 
-    std::mt19937 random(0);
-    double loss = 0;
+    std::mt19937 random(std::random_device{}());
+    float bias = unwrap(run.pull()).get<float>("bias")[0];
     for (int step = 0; step < steps; ++step) {
-        std::vector<int> chosen(batch);
-        std::vector<std::int64_t> ids(batch);
+        std::vector<std::int64_t> users(batch);
+        for (std::int64_t& user : users) user = first_user + static_cast<std::int64_t>(random() % 100);
+        const stepwell::Arrays present = unwrap(run.pull_rows({{"user", users}}));
+        const stepwell::RowValues& rows = *present.find_rows("user");  // who is new has what a row begins with
+        std::vector<float> gradients, bias_gradient(1);
         for (int place = 0; place < batch; ++place) {
-            chosen[place] = static_cast<int>(random() % 100);  // of 1,000 users these 100 ever rate
-            ids[place] = id_of(chosen[place]);
+            const float error = score(rows.row<float>(place), bias) - likes(users[place]);
+            gradients.insert(gradients.end(), width, error / batch);
+            bias_gradient[0] += error / batch;
         }
-        stepwell::PullOptions pull;
-        pull.rows = {{"users", ids}};
-        stepwell::Arrays present = unwrap(run.pull(pull));
-        const float scale = present.get<float>("scale")[0];
-        const stepwell::RowValues& rows = *present.find_rows("users");
-
-        std::vector<float> scale_gradient(1), rows_gradient(batch * width);
-        loss = 0;
-        for (int place = 0; place < batch; ++place) {
-            const stepwell::Span<float> row = rows.row<float>(place);
-            for (std::uint32_t element = 0; element < width; ++element) {
-                const float error = scale * row[element] - 2 * taste_of(chosen[place], element);
-                loss += error * error / batch;
-                scale_gradient[0] += 2 * error * row[element] / batch;
-                rows_gradient[place * width + element] = 2 * error * scale / batch;  // of one id several times: summed
-            }
-        }
+        // One update: the rows and the bias change together. Who occurs twice has both gradients summed.
         stepwell::UpdateOptions update;
-        update.rows = {{"users", ids, rows_gradient}};
-        unwrap(run.push({{"scale", scale_gradient}}, update));
+        update.rows = {{"user", users, gradients}};
+        bias = unwrap(run.step({{"bias", bias_gradient}}, update)).get<float>("bias")[0];
     }
+
     const stepwell::RunDescription now = unwrap(run.refresh());
-    std::printf("version %llu  loss %.4f  rows %llu of %d users\n", static_cast<unsigned long long>(now.version), loss,
-                static_cast<unsigned long long>(now.tables.at(0).rows), users);
+    const std::vector<std::int64_t> user = {first_user + 7};
+    const stepwell::Arrays found = unwrap(run.pull_rows({{"user", user}}));
+    std::printf("version %llu: %llu rows; a user who likes 0.7 scores %.2f\n",
+                static_cast<unsigned long long>(now.version), static_cast<unsigned long long>(now.tables.at(0).rows),
+                score(found.find_rows("user")->row<float>(0), bias));
+    run.close();
 }
 
 }  // namespace

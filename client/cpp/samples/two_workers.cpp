@@ -1,83 +1,69 @@
-// Two workers, each with half of the data, train one run in rounds: the mean of both in every commit.
+// Two workers on one run: each computes gradients on its half of the data, and every round averages them.
 //
-//     stepwell serve                       in another terminal
-//     ./two_workers 127.0.0.1:50051
+//     stepwell serve                  in another terminal
+//     ./two_workers 127.0.0.1:50051   or set STEPWELL_ADDRESS
 #include <cstdio>
 #include <exception>
+#include <future>
 #include <stepwell/stepwell.hpp>
 #include <stepwell/throwing.hpp>
 #include <string>
-#include <thread>
 #include <vector>
 
 using stepwell::unwrap;
 
 namespace {
 
-constexpr int samples = 64, steps = 200;
+constexpr std::uint64_t samples = 1000;
 
-/// y = 3 x - 1, for x from -1 to 1.
-float x_of(std::uint64_t sample) { return 2.0F * static_cast<float>(sample) / (samples - 1) - 1.0F; }
-float y_of(std::uint64_t sample) { return 3.0F * x_of(sample) - 1.0F; }
+double x_of(std::uint64_t sample) { return static_cast<double>(sample) / samples; }
+double y_of(std::uint64_t sample) { return 3 * x_of(sample) - 1; }
 
-/// A client each: exchanges of one run object follow one another.
-stepwell::Run join(const std::string& address, const std::string& name) {
+/// Returns the line: its slope, and where it starts.
+std::vector<double> work(const std::string& address, const std::string& worker) {
+    // Usually each worker is a process of its own, and more of them may come and go.
     stepwell::ConnectOptions options;
-    options.worker = name;
+    options.worker = worker;
     stepwell::Client client = unwrap(stepwell::connect(address, options));
     stepwell::Spec spec;
     spec.optimizer = "sgd";
     spec.hyperparameters = {{"lr", 0.5}};
-    spec.policy = stepwell::Part("sync");
-    const std::vector<float> zero(1);
-    return unwrap(client.create_run("two-workers", {{"w", {}, zero}, {"b", {}, zero}}, spec));
-}
-
-void work(stepwell::Run run) {
-    const stepwell::Assignment mine = unwrap(run.assignment(samples));
-    unwrap(run.barrier());  // who begins sooner waits, as it does in every round
+    spec.policy = stepwell::Part("sync", {{"workers_min", 2}});
+    const std::vector<double> zeros(2);
+    stepwell::Run run = unwrap(client.create_run("two-workers", {{"line", {2}, zeros}}, spec));
 
     stepwell::Arrays parameters = unwrap(run.pull());
-    for (int step = 0; step < steps; ++step) {
-        std::vector<float> w(1), b(1);
+    stepwell::Assignment mine;
+    for (int round = 0; round < 300; ++round) {
+        mine = unwrap(run.assignment(samples));  // follows whoever joins and leaves
+        const double count = static_cast<double>(mine.end - mine.begin);
+        const stepwell::Span<double> line = parameters.get<double>("line");
+        std::vector<double> gradient(2);
         for (std::uint64_t sample = mine.begin; sample < mine.end; ++sample) {
-            const float predicted = parameters.get<float>("w")[0] * x_of(sample) + parameters.get<float>("b")[0];
-            const float error = (predicted - y_of(sample)) / static_cast<float>(mine.end - mine.begin);
-            w[0] += error * x_of(sample);
-            b[0] += error;
+            const double error = line[0] * x_of(sample) + line[1] - y_of(sample);
+            gradient[0] += error * x_of(sample) / count;
+            gradient[1] += error / count;
         }
         stepwell::UpdateOptions update;
-        update.samples = static_cast<double>(mine.end - mine.begin);
-        parameters = unwrap(run.step({{"w", w}, {"b", b}}, update));
+        update.samples = count;
+        parameters = unwrap(run.step({{"line", gradient}}, update));  // waits for the other one
     }
-    std::printf("%s: samples %llu to %llu  version %llu  w %.3f  b %.3f\n", run.worker().c_str(),
+    const stepwell::Span<double> line = parameters.get<double>("line");
+    std::printf("%s had %llu to %llu; version %llu: %.3f x %+.3f\n", worker.c_str(),
                 static_cast<unsigned long long>(mine.begin), static_cast<unsigned long long>(mine.end),
-                static_cast<unsigned long long>(run.version()), parameters.get<float>("w")[0],
-                parameters.get<float>("b")[0]);
+                static_cast<unsigned long long>(run.version()), line[0], line[1]);
+    run.close();
+    return {line[0], line[1]};
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
     const std::string address = count > 1 ? arguments[1] : "";
-    std::exception_ptr failures[2];
     try {
-        // Both join before either begins, so that the data has two shares.
-        stepwell::Run runs[] = {join(address, "worker-0"), join(address, "worker-1")};
-        std::thread workers[2];
-        for (int number = 0; number < 2; ++number) {
-            workers[number] = std::thread([run = std::move(runs[number]), &failure = failures[number]]() mutable {
-                try {
-                    work(std::move(run));
-                } catch (...) {
-                    failure = std::current_exception();
-                }
-            });
-        }
-        for (std::thread& worker : workers) worker.join();
-        for (const std::exception_ptr& failure : failures) {
-            if (failure) std::rethrow_exception(failure);
-        }
+        auto one = std::async(std::launch::async, work, address, "one");
+        auto other = std::async(std::launch::async, work, address, "two");
+        std::printf("%s\n", one.get() == other.get() ? "both have the same parameters" : "they differ");
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;

@@ -1,12 +1,13 @@
 // A worker that outlives its server: it goes on after a restart, from where the run is then.
 //
-//     node resume.mjs [HOST:PORT] [STEPS]
+//     stepwell serve --data-dir runs            in another terminal
+//     node resume.mjs 127.0.0.1:50051 [STEPS]
 //
-// Start the server with --data-dir, stop it with Ctrl-C or kill it while this runs, and start it again on the same port.
+// Stop the server with Ctrl-C or kill it while this runs, and start it again. Or call this again with more steps.
 
 import { connect, RunRewound } from "stepwell";
 
-const client = connect(process.argv[2] ?? process.env.STEPWELL_ADDRESS ?? "127.0.0.1:50051");
+const client = connect(process.argv[2]);
 const steps = Number(process.argv[3] ?? 1000);
 
 // The first time this creates the run; later it finds it with its parameters, its optimizer's state and its clock.
@@ -27,10 +28,11 @@ while (run.version < steps) {
             throw error;
         }
         // A kill loses what was not stored yet. The update was dropped; go on from the present parameters.
-        console.log(`the server was told of version ${error.acknowledgedVersion}, and is back at ${error.version}`);
+        console.log(`went back from version ${error.acknowledgedVersion} to ${error.version}`);
         ({ x } = await run.pull());
     }
 }
 
 console.log(`version ${run.version}: x ${x[0].toFixed(4)}`);
+await run.close();
 await client.close();

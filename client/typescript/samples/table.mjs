@@ -1,11 +1,12 @@
-// An embedding table: rows by 64-bit id, created when a gradient for them first comes, with dense parameters in one run.
+// An embedding table: rows by 64-bit id, created when they are first touched, beside dense parameters.
 //
-//     node table.mjs [HOST:PORT]
+//     stepwell serve                   in another terminal
+//     node table.mjs 127.0.0.1:50051   or set STEPWELL_ADDRESS
 
 import { connect } from "stepwell";
 
 const WIDTH = 4;
-const client = connect(process.argv[2] ?? process.env.STEPWELL_ADDRESS ?? "127.0.0.1:50051");
+const client = connect(process.argv[2]);
 const run = await client.createRun(
     "table",
     { bias: new Float32Array(1) },
@@ -39,4 +40,5 @@ const { tables } = await run.refresh();
 const row = await run.pullRows("user", [10n ** 15n + 7n]);
 const score = row.reduce((sum, value) => sum + value, bias[0]);
 console.log(`version ${run.version}: ${tables[0].rows} rows; a user who likes 0.7 scores ${score.toFixed(2)}`);
+await run.close();
 await client.close();

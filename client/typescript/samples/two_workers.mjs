@@ -1,10 +1,11 @@
 // Two workers on one run: each computes gradients on its half of the data, and every round averages them.
 //
-//     node two_workers.mjs [HOST:PORT]
+//     stepwell serve                         in another terminal
+//     node two_workers.mjs 127.0.0.1:50051   or set STEPWELL_ADDRESS
 
 import { connect } from "stepwell";
 
-const address = process.argv[2] ?? process.env.STEPWELL_ADDRESS ?? "127.0.0.1:50051";
+const address = process.argv[2];
 const data = Array.from({ length: 1000 }, (_, index) => ({ x: index / 1000, y: 3 * (index / 1000) - 1 }));
 
 async function work(worker) {
@@ -27,9 +28,9 @@ async function work(worker) {
         }
         ({ line } = await run.step({ line: gradient }, { samples: end - begin })); // waits for the other one
     }
-    console.log(
-        `${worker} had ${begin} to ${end}; version ${run.version}: ${line[0].toFixed(3)} x ${line[1].toFixed(3)}`,
-    );
+    const [slope, start] = [line[0].toFixed(3), (line[1] < 0 ? "" : "+") + line[1].toFixed(3)];
+    console.log(`${worker} had ${begin} to ${end}; version ${run.version}: ${slope} x ${start}`);
+    await run.close();
     await client.close();
     return line;
 }
