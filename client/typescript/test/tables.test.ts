@@ -132,7 +132,7 @@ test("rows are applied once through a network that cuts", async (context) => {
     const seed = Number(process.env["STEPWELL_TEST_SEED"] ?? Math.floor(Math.random() * 2 ** 31));
     context.diagnostic(`seed ${seed}; repeat with STEPWELL_TEST_SEED=${seed}`);
     const direct = await tableRun([table("user", 16)]);
-    const proxy = await Proxy.start(() => server.address, seed, 30_000);
+    const proxy = await Proxy.start(() => server.address, seed, 8_000);
     const shaken = connect(proxy.address, { patienceSeconds: 60, retrySeconds: 0.01, retrySecondsMax: 0.2 });
     try {
         const run = await shaken.getRun(direct.name);
