@@ -154,6 +154,13 @@ def network(dtype: Any = None, width: int = 8) -> Any:
     return torch.nn.Sequential(*layers).to(dtype or torch.float64)
 
 
+def weights() -> Any:
+    """Matrices alone: muon takes nothing else."""
+    torch.manual_seed(3)
+    layers = torch.nn.Linear(8, 8, bias=False), torch.nn.Tanh(), torch.nn.Linear(8, 8, bias=False)
+    return torch.nn.Sequential(*layers).double()
+
+
 def batches(count: int, width: int = 8, dtype: Any = None, seed: int = 5) -> list[Any]:
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(4, width, generator=rng, dtype=torch.float64).to(dtype or torch.float64) for _ in range(count)]
@@ -232,14 +239,43 @@ def test_state_dict_is_in_torchs_layout(remote):
             torch.testing.assert_close(found["state"][index][key], value)
 
 
-def test_other_optimizers_work_and_say_that_they_have_no_such_state(remote):
-    model = network()
-    mine = remote(model, "lion", lr=1e-3)
-    before = vector(model)
+@pytest.mark.parametrize("name", ["lion", "prodigy", "muon", "adafactor", "lbfgs"])
+def test_state_of_other_optimizers_goes_from_run_to_run(remote, name):
+    """Those that torch.optim lacks, or keeps otherwise: all that the run keeps, by its names."""
+    expected, mine, data = weights(), weights(), batches(16)
+    descend(expected, remote(expected, name, lr=1e-3), data)
+    first = remote(mine, name, lr=1e-3)
+    descend(mine, first, data[:8])
+    saved = first.state_dict()
+    second = remote(mine, name, lr=1e-3)
+    second.load_state_dict(saved)
+    descend(mine, second, data[8:])
+    same(mine, expected)
+    del saved["state"][0]["step"]
+    with pytest.raises(stepwell.InvalidValue, match=r"state of '0\.weight' has no 'step', expected one"):
+        second.load_state_dict(saved)
+
+
+def test_loading_what_was_just_given_leaves_the_run_alone(remote):
+    """Frameworks do that to move the state to a device; the run's other workers must not notice."""
+    model, other = network(), network()
+    mine = remote(model, "adamw", run="left-alone", lr=0.1)
+    another = remote(other, "adamw", run="left-alone", lr=0.1)
     descend(model, mine, batches(2))
-    assert not torch.equal(vector(model), before)
-    with pytest.raises(stepwell.InvalidValue, match="'lion', expected one of adadelta, adagrad, adam"):
-        mine.state_dict()
+    another.pull()
+    given = another.state_dict()
+    descend(model, mine, batches(1))
+    another.load_state_dict(copy.deepcopy(given))
+    descend(model, mine, batches(1))  # no RunRewound
+    assert mine.run.version == 4
+    given = mine.state_dict()
+    descend(model, mine, batches(1))
+    mine.load_state_dict(given)  # steps lie in between, so it is a way back
+    assert mine.run.get_state().steps["0.weight"] == 4
+    given = mine.state_dict()
+    given["state"][0]["exp_avg"].zero_()
+    mine.load_state_dict(given)
+    assert not mine.run.slots()["0.weight"]["exp_avg"].any()
 
 
 def test_state_of_another_shape_is_refused_and_nothing_changes(remote):

@@ -17,7 +17,7 @@ from stepwell._state import State
 from stepwell.errors import InvalidValue, RunRewound
 from stepwell.torch._hyperparameters import CLASSES, changes, defaults_of, hyperparameters_of
 from stepwell.torch._parameters import Place, as_array, as_tensor, pattern, resolve
-from stepwell.torch._state_dict import entry_of, export, imported, values_of
+from stepwell.torch._state_dict import export, fingerprint, imported, values_of
 
 _REMEMBERED_VECTORS_MAX: Final = 8
 
@@ -63,6 +63,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         self._frozen: list[tuple[str, Any]] = []
         self._client: stepwell.Client | None = None
         self._pid = os.getpid()
+        self._exported: bytes | None = None
         groups, names = resolve(params)
         given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
         super().__init__(groups, defaults_of(optimizer, given))
@@ -102,7 +103,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
             with torch.enable_grad():
                 loss = closure()
         self._check()
-        self._lay_out()  # another memory after the connection was lost, and in a forked child
+        self._lay_out()  # another memory after the connection was lost
         changed = self._changes()
         try:
             views = self.run.step(
@@ -137,10 +138,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
     def state_dict(self) -> dict[str, Any]:
         """The run's moments and steps as the same optimizer of torch.optim has them, which takes them from here.
 
-        Moments of 16-bit parameters are float32. Raises InvalidValue for optimizers that torch.optim lacks or keeps
-        otherwise.
+        Moments of 16-bit parameters are float32. Of optimizers that torch.optim lacks or keeps otherwise it holds what
+        the run keeps, by the run's names.
         """
-        entry_of(self._optimizer)
         state = self.run.get_state()
         try:
             for place in self._places:
@@ -148,19 +148,22 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
                 if exported:
                     self.state[place.parameter] = exported
             found: dict[str, Any] = super().state_dict()
+            self._exported = fingerprint(found["state"])
             return found
         finally:
             self.state.clear()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take param_groups, moments and steps from a state_dict of the same optimizer; the run's parameters become the
-        model's own, so load the model first. Other workers get RunRewound. Raises InvalidValue, ValueError, and leaves
-        the run as it was, where the state does not fit."""
-        entry_of(self._optimizer)
+        model's own, so load the model first. Other workers get RunRewound; but where `state_dict` has just given this
+        state, as frameworks do that move it to a device, the run stays as it is. Raises InvalidValue, ValueError, and
+        leaves the run as it was, where the state does not fit."""
         before = self.param_groups
         try:
             super().load_state_dict({**state_dict, "state": {}})
             self._changes()
+            if self._has(state_dict["state"]):
+                return
             indices = [index for group in state_dict["param_groups"] for index in group["params"]]
             own = [parameter for group in self.param_groups for parameter in group["params"]]
             entries = {parameter: state_dict["state"].get(index) for index, parameter in zip(indices, own, strict=True)}
@@ -172,7 +175,10 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
             raise
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Only while the optimizer is made: a run's parameters stay the same. Raises InvalidValue after that."""
+        """Only while the optimizer is made: a run's parameters stay the same.
+
+        param_group: as torch.optim takes it. Raises InvalidValue once the run is joined.
+        """
         if self._client is not None:
             raise InvalidValue("got another group, expected those of the run; make another optimizer")
         super().add_param_group(param_group)
@@ -265,7 +271,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         views: of memory that the server writes at the next commit. The model has its own, because such views are
         read-only, and whoever writes to one (load_state_dict, clamp_) would end the process.
         """
-        self._views = views
+        self._views, self._exported = views, None
         for place in self._places:
             place.show(self._tensor(views[place.name]))
 
@@ -280,6 +286,12 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 found = self._tensors[address] = as_tensor(view)
         return found
+
+    def _has(self, entries: Mapping[Any, Any]) -> bool:
+        """Whether this is what state_dict has given, and no step, or writing to the model, has come in between."""
+        if self._exported is None or any(map(Place.written, self._places)):
+            return False
+        return self._exported == fingerprint(entries)
 
     def _replace(self, state: State) -> None:
         """Set the run's whole state, if nobody was faster."""

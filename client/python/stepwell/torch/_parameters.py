@@ -45,11 +45,17 @@ class Place:
                     f"parameter '{self.name}' has {what} {_shown(now)}, expected {_shown(before)}, as when the "
                     "optimizer was made; make another one, with a run of its own"
                 )
-        if parameter._version != self.version and not torch.equal(parameter.detach(), self.present.to(self.device)):
+        if self.written():
             raise InvalidValue(
                 f"parameter '{self.name}' was written to since the last step, expected the run's values; call "
                 "optimizer.send_parameters() to give the run yours, optimizer.pull() to get the run's"
             )
+
+    def written(self) -> bool:
+        """Whether the parameter has other values than the run's as of the last step."""
+        parameter = self.parameter
+        written: bool = parameter._version != self.version
+        return written and not torch.equal(parameter.detach(), self.present.to(self.device))
 
     def outgoing(self) -> Array | None:
         """The gradient in the memory from which it goes out; None where there is none. Raises InvalidValue."""

@@ -1,5 +1,6 @@
 """A run's state in the layout of torch.optim's state_dict, and back."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,7 +19,8 @@ class Entry:
 
     optional: slots that are there with some hyperparameters only. scalars: the names of one-element tensors, with what
     they begin with: a number, or the hyperparameter of that name. counts: whether there is a "step". from_start:
-    whether PyTorch has the entry before the first step.
+    whether PyTorch has the entry before the first step. own: whether torch.optim has no such class; then it is
+    everything that the run keeps.
     """
 
     slots: tuple[str, ...]
@@ -26,6 +28,7 @@ class Entry:
     scalars: Mapping[str, float | str] = field(default_factory=dict)
     counts: bool = True
     from_start: bool = False
+    own: bool = False
 
 
 _ADAM: Final = Entry(("exp_avg", "exp_avg_sq"), ("max_exp_avg_sq",))
@@ -44,28 +47,27 @@ ENTRIES: Final[Mapping[str, Entry]] = {
 }
 
 
-def entry_of(optimizer: str) -> Entry:
-    """Raises InvalidValue for an optimizer whose state has no such layout."""
-    if optimizer not in ENTRIES:
-        raise InvalidValue(
-            f"got optimizer '{optimizer}', expected one of {', '.join(ENTRIES)} for a state_dict in PyTorch's layout; "
-            "use optimizer.run.get_state() and set_state()"
-        )
-    return ENTRIES[optimizer]
+def entry_of(optimizer: str, state: State, name: str) -> Entry:
+    """What there is of one parameter."""
+    if optimizer in ENTRIES:
+        return ENTRIES[optimizer]
+    scalars = dict.fromkeys(state.scalars[name], 0.0)
+    return Entry(tuple(state.slots[name]), scalars=scalars, from_start=True, own=True)
 
 
 def export(optimizer: str, state: State, place: Place, group: Mapping[str, Any]) -> dict[str, Any]:
     """One parameter's state as torch.optim has it; empty before its first step. Slots of 16 bits are float32."""
-    entry = entry_of(optimizer)
+    entry = entry_of(optimizer, state, place.name)
     steps = state.steps[place.name]
     if not steps and not entry.from_start:
         return {}
     slots, scalars = state.slots[place.name], state.scalars[place.name]
     exported: dict[str, Any] = {"step": _scalar(steps)} if entry.counts else {}
     for name in (*entry.slots, *entry.optional):
-        if name in slots and not (name == "momentum_buffer" and not group["momentum"]):
+        if name in slots and (entry.own or name != "momentum_buffer" or group["momentum"]):
             exported[name] = torch.from_numpy(slots[name]).to(place.device)
-    exported |= {name: _scalar(scalars[name]) for name in entry.scalars}
+    make = torch.tensor if entry.own else _scalar
+    exported |= {name: make(np.float64(scalars[name])) for name in entry.scalars}
     return exported
 
 
@@ -77,11 +79,17 @@ def imported(
     given: entries of torch.optim by parameter's name; one without begins anew. Raises InvalidValue where something
     is missing or has another shape.
     """
-    entry = entry_of(optimizer)
     parameters, slots = dict(state.parameters), {name: dict(found) for name, found in state.slots.items()}
     scalars, steps = {name: dict(found) for name, found in state.scalars.items()}, dict(state.steps)
     for place in places:
         name, known = place.name, given.get(place.name) or {}
+        entry = entry_of(optimizer, state, name)
+        missing = {"step", *entry.slots, *entry.scalars} - known.keys() if entry.own else None
+        if missing:
+            raise InvalidValue(
+                f"state of '{name}' has no '{min(missing)}', expected one; load the state of the same optimizer with "
+                "the same hyperparameters"
+            )
         parameters[name] = values_of(place, state)
         has_momentum = known.get("momentum_buffer") is not None
         steps[name] = int(known.get("step", 0)) if entry.counts else int(has_momentum)
@@ -93,6 +101,19 @@ def imported(
             begin = float(groups[place.group][start]) if isinstance(start, str) else start
             scalars[name][scalar] = float(known.get(scalar, begin))
     return State(parameters, slots, scalars, steps, state.version, state.samples)
+
+
+def fingerprint(entries: Mapping[Any, Mapping[str, Any]]) -> bytes:
+    """Tells whether a state_dict's state is still what it was."""
+    made = hashlib.blake2b(digest_size=16)
+    for index, entry in entries.items():
+        for name, value in entry.items():
+            made.update(repr((index, name)).encode())
+            if torch.is_tensor(value):
+                made.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                made.update(repr(value).encode())
+    return made.digest()
 
 
 def values_of(place: Place, state: State) -> Array:
