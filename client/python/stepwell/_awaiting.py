@@ -7,7 +7,7 @@ limit in time ends the wait for a task, never the task.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -30,6 +30,9 @@ from stepwell._requests import (
     lost,
 )
 
+# The tasks of ended calls need a few turns of the loop; who has not ended by then is left alone.
+_SETTLE_SECONDS_MAX: Final = 1.0
+
 
 class AwaitingConnection:
     """The channel of a client. It is made when it is first needed, and made anew in another event loop."""
@@ -39,6 +42,7 @@ class AwaitingConnection:
         self._channel: grpc.aio.Channel | None = None
         self._home: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()  # of calls, until they have ended
 
     async def perform(self, request: Request) -> Any:
         match request:
@@ -63,11 +67,13 @@ class AwaitingConnection:
                 return await self._drop(stream.channel)  # type: ignore[attr-defined]
             case Disconnect():
                 self._closed = True
-                return await self._drop(self._channel)
+                await self._drop(self._channel)
+                return await self._settle()
 
     def _open(self, method: Method[Any, Any], message: Any) -> "AwaitingCall | AwaitingStream":
         channel = self._present_channel()
-        return AwaitingCall(channel, method, message) if method.unary else AwaitingStream(channel, method, message)
+        kind = AwaitingCall if method.unary else AwaitingStream
+        return kind(channel, method, message, self._tasks)
 
     def _present_channel(self) -> grpc.aio.Channel:
         check_process()
@@ -89,15 +95,23 @@ class AwaitingConnection:
         if channel is not None and self._home is asyncio.get_running_loop():
             await channel.close()  # ends its calls; whoever waits on one tries again over the next channel
 
+    async def _settle(self) -> None:
+        """Let the tasks of calls that were just ended hear of it: the event loop may be closed next."""
+        here = {task for task in self._tasks if task.get_loop() is asyncio.get_running_loop()}
+        if here and not is_forked():
+            await asyncio.wait(here, timeout=_SETTLE_SECONDS_MAX)
+
 
 class AwaitingCall:
     """A call with one request and one response."""
 
-    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any, tasks: set[asyncio.Task[Any]]
+    ) -> None:
         self.channel = channel
         call = channel.unary_unary(method.path, method.encode, method.decode)
         self._call: Any = call(message, metadata=METADATA)
-        self._answer = _task(self._call)
+        self._answer = _task(self._call, tasks)
 
     async def receive(self, seconds: float) -> Any:
         return await _result(self._answer, seconds)
@@ -111,7 +125,7 @@ class AwaitingRepeat:
 
     def __init__(self, connection: AwaitingConnection, repeat: Repeat) -> None:
         self._loop = asyncio.get_running_loop()
-        self._task = _task(_repeat(connection, repeat))
+        self._task = _task(_repeat(connection, repeat), set())
 
     def cancel(self) -> None:
         if not self._loop.is_closed():
@@ -136,8 +150,11 @@ async def _repeat(connection: AwaitingConnection, repeat: Repeat) -> None:
 class AwaitingStream:
     """A call that streams in at least one direction."""
 
-    def __init__(self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, method: Method[Any, Any], message: Any, tasks: set[asyncio.Task[Any]]
+    ) -> None:
         self.channel = channel
+        self._tasks = tasks
         # On the wire all calls look the same, so one kind serves all that stream.
         call = channel.stream_stream(method.path, method.encode, method.decode)
         self._call: Any = call(metadata=METADATA)
@@ -146,7 +163,7 @@ class AwaitingStream:
         self._reading: asyncio.Task[Any] | None = None
         self._writing: asyncio.Task[Any] | None = None
         if message is not None:
-            self._writing = _task(self._write_only(message))
+            self._writing = _task(self._write_only(message), tasks)
 
     async def send(self, message: Any, seconds: float) -> bool:
         reading = self._read()
@@ -158,7 +175,7 @@ class AwaitingStream:
                 raise Silent
         if reading.done():
             return False
-        self._writing = _task(self._call.write(message))
+        self._writing = _task(self._call.write(message), self._tasks)
         return True
 
     async def finish(self) -> None:
@@ -167,7 +184,7 @@ class AwaitingStream:
                 await asyncio.wait({writing})
             await self._call.done_writing()
 
-        self._writing = _task(finish(self._writing))
+        self._writing = _task(finish(self._writing), self._tasks)
 
     async def wait_until_sent(self, seconds: float) -> None:
         if self._writing is not None:
@@ -188,7 +205,7 @@ class AwaitingStream:
 
     def _read(self) -> asyncio.Task[Any]:
         if self._reading is None:
-            self._reading = _task(self._call.read())
+            self._reading = _task(self._call.read(), self._tasks)
         return self._reading
 
     def _note_end(self, _call: Any) -> None:
@@ -227,11 +244,15 @@ def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("a call that is done knows its status")
 
 
-def _task(awaitable: Any) -> asyncio.Task[Any]:
+def _task(awaitable: Any, tasks: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
+    """A task that is among these until it is done."""
+
     async def result() -> Any:
         return await awaitable
 
     task = asyncio.ensure_future(result())
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
     # Nobody may come for the result of a call that was given up; asyncio would complain about its error.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task

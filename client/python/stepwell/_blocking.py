@@ -7,8 +7,10 @@ one while the inbox has room. It always hears the end of the call and wakes ever
 caller can wait for ever on a call that has died.
 """
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -121,6 +123,7 @@ class BlockingCall:
         self.channel = channel
         call = channel.unary_unary(method.path, method.encode, method.decode)
         self._future = call.future(message, metadata=METADATA)
+        _calls.add(self._future)
 
     def receive(self, seconds: float) -> Any:
         try:
@@ -188,6 +191,7 @@ class BlockingStream:
         # On the wire all calls look the same, so one kind serves all that stream.
         call = channel.stream_stream(method.path, method.encode, self._take)
         self._call: Any = call(Outbox(self), metadata=METADATA)
+        _calls.add(self._call)
         threading.Thread(target=self._read, name="stepwell-reader", daemon=True).start()
 
     def send(self, message: Any, seconds: float) -> bool:
@@ -288,3 +292,21 @@ class Outbox(Iterator[Any]):
         if message is None:
             raise StopIteration
         return message
+
+
+_calls: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+"""grpc's objects for the calls that were made."""
+
+
+def _keep() -> None:
+    """At the end of the program, let no call be destroyed.
+
+    A call takes its lock when it is destroyed. Threads of grpc's that still work for it stop where they are when the
+    interpreter ends, perhaps with that lock, and the program would wait for them for ever: it did, once in some
+    hundred programs that closed their client and ended on a busy machine.
+    """
+    for call in list(_calls):
+        make_immortal(call)
+
+
+atexit.register(_keep)
