@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import stepwell
+from tests.end_to_end.proxy import Proxy
 from tests.end_to_end.server import Server
 from tests.kernels import kept_kernels
 
@@ -45,9 +46,9 @@ def remote(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[
     made: list[Any] = []
     base = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
 
-    def make(params: Any, optimizer: str = "adamw", *, run: str | None = None, **options: Any) -> Any:
+    def make(params: Any, optimizer: str = "adamw", *, run: str | None = None, at: str = "", **options: Any) -> Any:
         run = run or f"{base}-{len(made)}"
-        made.append(RemoteOptimizer(params, optimizer, address=server.address, run=run, **options))
+        made.append(RemoteOptimizer(params, optimizer, address=at or server.address, run=run, **options))
         return made[-1]
 
     yield make
@@ -471,6 +472,90 @@ def test_16_bits_are_kept_as_32_on_the_server(remote, dtype):
         assert array.dtype == "float32"
         assert (start[name] - array) == pytest.approx(4e-6, rel=0.05)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+# --- gradients that go while backward still runs ---
+
+
+def rates(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_overlap_gives_equal_bits(remote, transport, monkeypatch):
+    added: list[str] = []
+    add = stepwell.Update.add
+
+    def noted(update: stepwell.Update, name: str, gradient: Any) -> None:
+        added.append(name)
+        add(update, name, gradient)
+
+    monkeypatch.setattr(stepwell.Update, "add", noted)
+    found = []
+    for overlap in (False, True):
+        model = network(torch.float32, 700)  # layers of more than a message
+        mine = remote(model, "adamw", overlap=overlap, connect_options={"transport": transport})
+        schedule = rates(mine)
+        for number, batch in enumerate(batches(9, 700, torch.float32)):
+            mine.zero_grad()
+            # At every third step the second layer has no gradient.
+            (loss_of(model, batch) if number % 3 else model[0](batch).sum()).backward()
+            gone = sorted(added)
+            if overlap and transport == "stream":
+                assert gone == (["0.bias", "0.weight", "2.bias", "2.weight"] if number % 3 else ["0.bias", "0.weight"])
+            else:
+                assert gone == []
+            mine.step()
+            added.clear()
+            schedule.step()
+        assert mine.run.version == 9
+        assert mine.run.get_state().steps == {"0.weight": 9, "0.bias": 9, "2.weight": 6, "2.bias": 6}
+        found.append(vector(model))
+    assert torch.equal(*found)
+
+
+def test_what_does_not_fit_overlap_is_refused_and_given_up(remote):
+    model, other = network(), network()
+    mine = remote(model, "adamw", overlap=True, connect_options={"transport": "stream"})
+    local = torch.optim.AdamW(other.parameters())
+    first, second = batches(2)
+
+    loss_of(model, first).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    with pytest.raises(stepwell.InvalidValue, match=r"the gradient of parameter '.*' was changed after"):
+        mine.step()
+
+    mine.zero_grad()
+    loss_of(model, first).backward()
+    with pytest.raises(stepwell.InvalidValue, match="got a second gradient before the step"):
+        loss_of(model, second).backward()
+
+    mine.zero_grad()  # and gives up what has gone
+    loss_of(model, first).backward()
+    with pytest.raises(stepwell.InvalidValue, match="samples after the gradients had gone"):
+        mine.step(samples=3)
+
+    assert mine.run.refresh().version == 0
+    descend(model, mine, [first, second])
+    descend(other, local, [first, second])
+    same(model, other)
+    assert mine.run.refresh().version == 2
+
+
+def test_overlap_through_a_network_that_cuts(remote, server):
+    model, other = network(width=700), network(width=700)
+    with Proxy(server.address, 5, bytes_mean=6_000_000) as proxy:
+        name = "overlap-through-cuts"
+        options = {"transport": "stream", "retry_seconds": 0.01, "silence_seconds": 10.0}
+        mine = remote(model, "adamw", overlap=True, run=name, at=proxy.address, connect_options=options)
+        local = torch.optim.AdamW(other.parameters())
+        data = batches(12, 700)
+        descend(model, mine, data)
+        descend(other, local, data)
+        assert proxy.cuts_count > 1
+        same(model, other)
+        assert mine.run.version == 12
+        mine.close()
 
 
 # --- what goes wrong ---

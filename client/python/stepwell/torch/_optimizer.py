@@ -15,6 +15,7 @@ import stepwell
 from stepwell._descriptions import Outcome
 from stepwell._state import State
 from stepwell.errors import InvalidValue, RunRewound
+from stepwell.torch._backward import Backward
 from stepwell.torch._hyperparameters import CLASSES, changes, defaults_of, hyperparameters_of
 from stepwell.torch._parameters import Place, as_array, as_tensor, pattern, resolve
 from stepwell.torch._state_dict import export, fingerprint, imported, values_of
@@ -37,6 +38,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
     gets the run's values, the hyperparameters stay what the run has until this worker's own change.
     policy, run_options, connect_options: what else `create_run` and `connect` take; policy="sync" averages the
     gradients of all workers. `optimizer.run` is the run.
+    overlap: without shared memory, send each gradient while backward still computes the next. For loops with one
+    backward for each step and nothing between the two that changes gradients; `zero_grad` gives up what has gone.
 
     In param_groups a number may change at any time, as torch.optim.lr_scheduler does: it travels with the next update
     and is the run's from then on. Raises what `create_run` raises; InvalidValue for parameters that it cannot take.
@@ -56,6 +59,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         policy: str | Mapping[str, Any] | None = None,
         run_options: Mapping[str, Any] | None = None,
         connect_options: Mapping[str, Any] | None = None,
+        overlap: bool = False,
         **hyperparameters: Any,
     ) -> None:
         self._optimizer = optimizer
@@ -64,6 +68,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         self._client: stepwell.Client | None = None
         self._pid = os.getpid()
         self._exported: bytes | None = None
+        self._backward = Backward(self._begin)
         groups, names = resolve(params)
         given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
         super().__init__(groups, defaults_of(optimizer, given))
@@ -86,6 +91,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         except BaseException:
             self.close()
             raise
+        for place in self._places if overlap else ():
+            place.announce = self._send
         _alive.add(self)
 
     def step(self, closure: Callable[[], Any] | None = None, *, samples: float | None = None) -> Any:
@@ -103,26 +110,37 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
             with torch.enable_grad():
                 loss = closure()
         self._check()
-        self._lay_out()  # another memory after the connection was lost
-        changed = self._changes()
         try:
-            views = self.run.step(
-                {place.name: place.outgoing() for place in self._places},
-                samples=samples,
-                # Those of torch.optim take none, and asking for the number waits for the device.
-                loss=None if loss is None or self._optimizer in CLASSES else float(loss),
-                hyperparameters={self._group_name(group): numbers for group, numbers in changed.items()} or None,
-                out=self._views,
-            )
+            if self._backward.begun:
+                if samples is not None:
+                    self._backward.abandon()
+                    raise InvalidValue("got samples after the gradients had gone, expected none with overlap=True")
+                views = self._backward.finish(self._places)
+            else:
+                self._lay_out()  # another memory after the connection was lost
+                self._changed = self._changes()
+                views = self.run.step(
+                    {place.name: place.outgoing() for place in self._places},
+                    samples=samples,
+                    # Those of torch.optim take none, and asking for the number waits for the device.
+                    loss=None if loss is None or self._optimizer in CLASSES else float(loss),
+                    hyperparameters=self._named(self._changed),
+                    out=self._views,
+                )
         except RunRewound:
             self.pull()
             raise
         answer = self.run.last_answer
         if answer is not None and answer.outcome in (Outcome.COMMITTED, Outcome.FOLDED):
-            for group, numbers in changed.items():
+            for group, numbers in self._changed.items():
                 self._sent[group] |= numbers
         self._show(views)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's; what has gone of an update that no step ended is given up."""
+        self._backward.abandon()
+        super().zero_grad(set_to_none)
 
     def pull(self) -> int:
         """Copy the run's present parameters into the model; returns their version."""
@@ -187,6 +205,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         """Leave the run, which goes on; nothing happens the second time."""
         for place in self._places:
             place.release()
+        self._backward.abandon()
         if self._client is not None:
             if hasattr(self, "run"):
                 self.run.close()
@@ -259,6 +278,19 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
             if index in with_parameters and now != self._sent[index]:
                 found[index] = changes(self._sent[index], now, index)
         return {index: numbers for index, numbers in found.items() if numbers}
+
+    def _named(self, changed: Mapping[int, dict[str, float]]) -> dict[str, dict[str, float]] | None:
+        return {self._group_name(group): numbers for group, numbers in changed.items()} or None
+
+    def _send(self, place: Place) -> None:
+        """Called by backward. With shared memory the gradient is where the server reads it already."""
+        if self._backward.begun or self.run.transport == "stream":
+            self._backward.send(place)
+
+    def _begin(self) -> stepwell.Update:
+        self._check()
+        self._changed = self._changes()
+        return self.run.update(hyperparameters=self._named(self._changed), out=self._views)
 
     def _lay_out(self) -> None:
         arrays = self.run.gradients()

@@ -1,7 +1,7 @@
 """The model's parameters: their names, their groups, and where their gradients lie."""
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ class Place:
 
     group: its index in param_groups. array, gradient: the memory from which its gradients go out, as NumPy and as
     PyTorch have it. present: the run's values, valid until the next step; version: PyTorch's count of writes to the
-    parameter after they were copied to it.
+    parameter after they were copied to it. announce: called by backward with each gradient that it has made.
     """
 
     def __init__(self, name: str, parameter: Any, group: int) -> None:
@@ -33,6 +33,7 @@ class Place:
         self.gradient: Any = None
         self.present: Any = None
         self.version = 0
+        self.announce: Callable[[Place], None] | None = None
         self._handle = parameter.register_post_accumulate_grad_hook(self._take)
 
     def check(self) -> None:
@@ -100,12 +101,15 @@ class Place:
         gradients that are there from the start: those are zeroed, then read and written once more to be added to.
         """
         grad, gradient = parameter.grad, self.gradient
-        if grad is None or gradient is None or grad is gradient or grad.requires_grad:
+        if grad is None or gradient is None:
             return
-        if grad.layout is torch.strided and grad.device == gradient.device and grad.dtype == gradient.dtype:
+        movable = grad is not gradient and not grad.requires_grad and grad.layout is torch.strided
+        if movable and grad.device == gradient.device and grad.dtype == gradient.dtype:
             if grad.data_ptr() != gradient.data_ptr():
                 gradient.copy_(grad)
             parameter.grad = gradient
+        if self.announce is not None:
+            self.announce(self)
 
 
 def resolve(parameters: Any) -> tuple[list[dict[str, Any]], dict[Any, str]]:
