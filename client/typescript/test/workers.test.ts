@@ -137,11 +137,11 @@ test("places tell the assignment, and a barrier waits for all", async () => {
 });
 
 test("heartbeats keep a lease while nothing else is sent", async () => {
-    const [run] = await crew(1, "async", { leaseSeconds: 0.4 });
+    const [run] = await crew(1, "async", { leaseSeconds: 1 });
     const observer = await client().getRun(run.name);
     const { epoch } = (await observer.refresh()).workers[0];
-    // Five leases long, without a call of this worker's.
-    const end = performance.now() + 2000;
+    // Four leases long, without a call of this worker's.
+    const end = performance.now() + 4000;
     await until(async () => {
         await observer.refresh();
         return performance.now() > end;
@@ -152,14 +152,16 @@ test("heartbeats keep a lease while nothing else is sent", async () => {
 });
 
 test("a worker whose lease has run out joins again and sends its update again", async () => {
-    const [run, other] = await crew(2, "async", { leaseSeconds: 0.3 });
+    const [run, other] = await crew(2, "async", { leaseSeconds: 1 });
     await run.push(gradient(1));
     const place = run.place?.membershipNumber ?? NaN;
     // Node has one thread: whoever blocks it gives no sign of life.
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 3000);
     assert.equal(await run.push(gradient(2)), 2);
     assert.deepEqual((await run.pull())["w"], Float64Array.of(-3, 0));
     assert.ok((run.place?.membershipNumber ?? NaN) > place);
+    // A barrier waits for who is live, so the other one must be back before.
+    assert.equal(await other.push(gradient(1)), 3);
     await Promise.all([run.barrier(), other.barrier()]);
 });
 
