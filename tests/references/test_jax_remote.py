@@ -18,6 +18,7 @@ import stepwell
 from tests.end_to_end.server import Server
 from tests.kernels import kept_kernels
 from tests.references.comparison import expect_close
+from tests.references.halves import train_halves
 from tests.references.jaxed import import_jax
 
 jax = import_jax()
@@ -507,6 +508,26 @@ def test_without_jax_the_import_says_what_to_install():
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=120).returncode == 0
 
 
+ENDS = """
+import sys
+import jax.numpy as jnp
+import stepwell.jax
+optimizer = stepwell.jax.remote("sgd", lr=0.1, address=sys.argv[1], run="ends")
+params = jnp.zeros(3)
+state = optimizer.init(params)
+optimizer.update(jnp.ones(3), state, params)
+"""
+
+
+def test_a_program_that_ends_without_close_leaves_the_run(server):
+    done = subprocess.run([sys.executable, "-c", ENDS, server.address], check=False, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with stepwell.connect(server.address) as client:
+        described = client.get_run("ends").refresh()
+        assert described.version == 1
+        assert [worker.name for worker in described.workers] == []
+
+
 # --- several workers, several devices ---
 
 WORKER = """
@@ -542,28 +563,7 @@ np.savez(result, **params)
 
 def test_two_workers_are_one_with_the_whole_batch(server, tmp_path):
     """The mean of the gradients of two halves is that of the whole."""
-    arguments = [(server.address, "0"), (server.address, "1"), ("local", "")]
-    results = [tmp_path / f"{number}.npz" for number in range(3)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, half, str(result)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for (address, half), result in zip(arguments, results, strict=True)
-    ]
-    for worker in workers[:2]:
-        assert worker.stdout is not None
-        worker.stdout.readline()  # rounds are those of whoever is there: nobody begins before both are
-    for worker in workers[:2]:
-        assert worker.stdin is not None
-        worker.stdin.write("begin\n")
-        worker.stdin.flush()
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], errors
-    first, second, whole = (np.load(result) for result in results)
+    first, second, whole = map(np.load, train_halves(WORKER, server.address, tmp_path))
     for name in ("w", "b"):
         assert np.array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], whole[name], rtol=1e-10, atol=1e-12)

@@ -22,6 +22,7 @@ import stepwell
 from tests.end_to_end.proxy import Proxy
 from tests.end_to_end.server import Server
 from tests.kernels import kept_kernels
+from tests.references.halves import train_halves
 
 torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # tests run side by side
@@ -522,7 +523,7 @@ def test_what_does_not_fit_overlap_is_refused_and_given_up(remote):
 
     loss_of(model, first).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-    with pytest.raises(stepwell.InvalidValue, match=r"the gradient of parameter '.*' was changed after"):
+    with pytest.raises(stepwell.InvalidValue, match=r"the gradient of parameter '.*' was changed after backward"):
         mine.step()
 
     mine.zero_grad()
@@ -664,6 +665,25 @@ def test_a_forked_child_does_not_touch_the_parents_gradients(server):
     assert done.returncode == 0, done.stderr
 
 
+ENDS = """
+import sys, torch
+from stepwell.torch import RemoteOptimizer
+model = torch.nn.Linear(3, 3)
+optimizer = RemoteOptimizer(model, "sgd", address=sys.argv[1], run="ends")
+model(torch.ones(3)).sum().backward()
+optimizer.step()
+"""
+
+
+def test_a_script_that_ends_without_close_leaves_the_run(server):
+    done = subprocess.run([sys.executable, "-c", ENDS, server.address], check=False, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with stepwell.connect(server.address) as client:
+        described = client.get_run("ends").refresh()
+        assert described.version == 1
+        assert [worker.name for worker in described.workers] == []
+
+
 # --- two ways to use it ---
 
 WORKER = """
@@ -671,14 +691,14 @@ import sys, torch
 from stepwell.torch import RemoteOptimizer
 torch.set_num_threads(1)
 torch.manual_seed(0)
-address, run, half, result = sys.argv[1:]
+address, half, result = sys.argv[1:]
 model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)).double()
 rng = torch.Generator().manual_seed(1)
 data = torch.randn(30, 16, 8, generator=rng, dtype=torch.float64)
 if address == "local":
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 else:
-    optimizer = RemoteOptimizer(model, "adamw", lr=0.01, address=address, run=run, policy="sync")
+    optimizer = RemoteOptimizer(model, "adamw", lr=0.01, address=address, run="halves", policy="sync")
     print("joined", flush=True)
     sys.stdin.readline()
     data = data[:, :8] if half == "0" else data[:, 8:]
@@ -692,28 +712,7 @@ torch.save(model.state_dict(), result)
 
 def test_two_workers_are_one_with_the_whole_batch(server, tmp_path):
     """The mean of the gradients of two halves is that of the whole."""
-    arguments = [(server.address, "0"), (server.address, "1"), ("local", "")]
-    results = [tmp_path / str(number) for number in range(3)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, "halves", half, str(result)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for (address, half), result in zip(arguments, results, strict=True)
-    ]
-    for worker in workers[:2]:
-        assert worker.stdout is not None
-        worker.stdout.readline()  # rounds are those of whoever is there: nobody begins before both are
-    for worker in workers[:2]:
-        assert worker.stdin is not None
-        worker.stdin.write("begin\n")
-        worker.stdin.flush()
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], errors
-    first, second, whole = (torch.load(result) for result in results)
+    first, second, whole = map(torch.load, train_halves(WORKER, server.address, tmp_path))
     for name, expected in whole.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, rtol=1e-10, atol=1e-12)

@@ -6,22 +6,12 @@ from typing import Annotated
 import typer
 
 from stepwell_server.benchmarks.options import ENCODINGS, TABLES, TRANSPORTS, Options
+from stepwell_server.quantities import parse_count
 
 
 def add_commands(app: typer.Typer) -> None:
     """Enter everything here into the command line."""
     app.command()(bench)
-
-
-def _count(text: str | int) -> int:
-    """A number as people write large ones: 25_000_000, 25e6."""
-    try:
-        number = float(str(text).replace("_", ""))
-    except ValueError:
-        number = 0.0
-    if not (number >= 1 and number.is_integer()):
-        raise typer.BadParameter(f"{text!r} is no count, expected a whole number of 1 or more, such as 25_000_000")
-    return int(number)
 
 
 def _chosen(given: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -36,11 +26,13 @@ def bench(
     tables: Annotated[
         list[str] | None, typer.Argument(metavar="[TABLE]...", help=f"Which tables: {', '.join(TABLES)}; or all.")
     ] = None,
-    size: Annotated[int, typer.Option(parser=_count, help="Parameters of the large run, float32.")] = 25_000_000,
+    size: Annotated[int, typer.Option(parser=parse_count, help="Parameters of the large run, float32.")] = 25_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every row of a table.")] = 9,
     small_rounds: Annotated[int, typer.Option(min=1, help="The same for the table of small steps.")] = 500,
     workers: Annotated[str, typer.Option(help="How many workers at once, for the table of workers.")] = "1,2,4,8,16,32",
-    waiting: Annotated[int, typer.Option(parser=_count, help="How many workers, for the table of a round.")] = 1000,
+    waiting: Annotated[
+        int, typer.Option(parser=parse_count, help="How many workers, for the table of a round.")
+    ] = 1000,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each turn, for the table of the capacity model.")] = 3.0,
     transports: Annotated[str, typer.Option(help="Which ways to the server.")] = ",".join(TRANSPORTS),
     encodings: Annotated[
@@ -49,7 +41,8 @@ def bench(
     sizes: Annotated[str, typer.Option(help="Parameters of the runs in the table of growth.")] = "1e4,1e5,1e6,1e7,1e8",
     steps: Annotated[int, typer.Option(min=10, help="Steps over which the server's memory is watched.")] = 10_000,
     table_rows: Annotated[
-        int, typer.Option(parser=_count, help="Rows of the embedding table; 1 KB each, on one side after the other.")
+        int,
+        typer.Option(parser=parse_count, help="Rows of the embedding table; 1 KB each, one side after the other."),
     ] = 10_000_000,
     json: Annotated[Path | None, typer.Option(metavar="PATH", help="Write the figures and every sample here.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Draw the tables into this PNG.")] = None,
@@ -66,12 +59,12 @@ def bench(
         size=size,
         rounds=rounds,
         small_rounds=small_rounds,
-        workers=tuple(_count(text) for text in workers.split(",")),
+        workers=tuple(parse_count(text) for text in workers.split(",")),
         waiting=waiting,
         seconds=seconds,
         transports=_chosen(transports, TRANSPORTS, "transport"),
         encodings=_chosen(encodings, ENCODINGS, "row of encodings"),
-        sizes=tuple(_count(text) for text in sizes.split(",")),
+        sizes=tuple(parse_count(text) for text in sizes.split(",")),
         steps=steps,
         table_rows=table_rows,
     )

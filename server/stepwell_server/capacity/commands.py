@@ -9,6 +9,7 @@ import typer
 
 from stepwell_server.capacity.inputs import Costs, Machine, Sizes, Workload
 from stepwell_server.core.errors import DomainError
+from stepwell_server.quantities import parse_count
 
 _WORKLOAD, _MACHINE = Workload(), Machine()
 _BARS = 40
@@ -18,16 +19,6 @@ _UPDATES_MIN, _UPDATES_PER_WORKER = 2000, 10
 def add_commands(app: typer.Typer) -> None:
     """Enter everything here into the command line."""
     app.command()(capacity)
-
-
-def _count(text: str | int) -> int:
-    try:
-        number = float(str(text).replace("_", ""))
-    except ValueError:
-        number = 0.0
-    if not (number >= 1 and number.is_integer()):
-        raise typer.BadParameter(f"{text!r} is no count, expected a whole number of 1 or more, such as 25_000_000")
-    return int(number)
 
 
 def _policy(text: str) -> dict[str, Any]:
@@ -101,8 +92,8 @@ def capacity(
     from stepwell_server.capacity.model import predict  # noqa: PLC0415
 
     workload = Workload(
-        workers=_count(workers),
-        parameters=_count(parameters),
+        workers=parse_count(workers),
+        parameters=parse_count(parameters),
         compute_seconds=compute_seconds,
         spread=spread,
         local_steps=local_steps,

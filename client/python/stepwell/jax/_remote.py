@@ -1,9 +1,6 @@
 """The gradient transformation that a JAX program uses in place of optax's."""
 
-import atexit
 import contextlib
-import os
-import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -15,6 +12,7 @@ import optax
 from jax.experimental import io_callback
 
 import stepwell
+from stepwell._leaving import close_at_exit
 from stepwell.errors import InvalidValue, RunRewound
 from stepwell.jax._parameters import Parameters
 
@@ -124,7 +122,7 @@ def remote(
     given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
     client = stepwell.connect(address, **(connect_options or {}))
     worker = Worker(run, optimizer, given, policy, run_options or {}, client)
-    _alive.add(worker)
+    close_at_exit(worker)
     return Remote(worker)
 
 
@@ -140,7 +138,7 @@ class Worker:
         run_options: Mapping[str, Any],
         client: stepwell.Client,
     ) -> None:
-        self.name, self.error, self.pid = name, None, os.getpid()
+        self.name, self.error = name, None
         self._optimizer, self._policy, self._run_options, self._client = optimizer, policy, run_options, client
         self._schedules = {name: value for name, value in hyperparameters.items() if callable(value)}
         first = {name: float(schedule(0)) for name, schedule in self._schedules.items()}
@@ -249,15 +247,3 @@ class Worker:
 
 
 _VERSION: Final = jax.ShapeDtypeStruct((), np.int32)
-_alive: Final[weakref.WeakSet[Worker]] = weakref.WeakSet()
-
-
-def _leave() -> None:
-    """A program that ends without `close` shall not hold up the other workers for a lease."""
-    for worker in list(_alive):
-        if worker.pid == os.getpid():
-            with contextlib.suppress(Exception):
-                worker.close()
-
-
-atexit.register(_leave)

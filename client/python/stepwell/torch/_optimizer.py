@@ -1,7 +1,5 @@
 """The optimizer that a PyTorch script uses in place of torch.optim's."""
 
-import atexit
-import contextlib
 import os
 import warnings
 import weakref
@@ -13,6 +11,7 @@ import torch
 
 import stepwell
 from stepwell._descriptions import Outcome
+from stepwell._leaving import close_at_exit
 from stepwell._state import State
 from stepwell.errors import InvalidValue, RunRewound
 from stepwell.torch._backward import Backward
@@ -66,7 +65,6 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         self._places: list[Place] = []
         self._frozen: list[tuple[str, Any]] = []
         self._client: stepwell.Client | None = None
-        self._pid = os.getpid()
         self._exported: bytes | None = None
         self._backward = Backward(self._begin)
         groups, names = resolve(params)
@@ -94,6 +92,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         for place in self._places if overlap else ():
             place.announce = self._send
         _alive.add(self)
+        close_at_exit(self)
 
     def step(self, closure: Callable[[], Any] | None = None, *, samples: float | None = None) -> Any:
         """Push the gradients, and copy the parameters after the update into the model. Returns what `closure` returns.
@@ -340,14 +339,5 @@ def _let_go_in_child() -> None:
             place.forget_memory()
 
 
-def _leave() -> None:
-    """A script that ends without `close` shall not hold up the other workers for a lease."""
-    for optimizer in list(_alive):
-        if optimizer._pid == os.getpid():
-            with contextlib.suppress(Exception):
-                optimizer.close()
-
-
-atexit.register(_leave)
 # What a forked child's backward would write to is the memory that the server reads for its parent.
 os.register_at_fork(after_in_child=_let_go_in_child)
