@@ -33,14 +33,11 @@ def work(worker):
             error = line[0] * x + line[1] - y
             gradient = np.array([np.mean(error * x), np.mean(error)])
             line = run.step({"line": gradient}, samples=len(mine))["line"]  # waits for the other one
-        print(
-            f"{worker} had {mine.start} to {mine.stop}; version {run.version}: {line[0]:.3f} x {line[1]:+.3f}",
-            flush=True,
-        )
         run.close()
-    return line
+    return line, f"{worker} had {mine.start} to {mine.stop}; version {run.version}: {line[0]:.3f} x {line[1]:+.3f}"
 
 
 with ThreadPoolExecutor(2) as threads:
-    one, other = threads.map(work, ["one", "two"])
+    (one, first), (other, second) = threads.map(work, ["one", "two"])
+print(first, second, sep="\n")
 print("both have the same parameters" if np.array_equal(one, other) else "they differ")

@@ -165,8 +165,8 @@ class RawModule:
         self._kernels: dict[str, Any] = {}
 
     def compile(self) -> None:
-        directory = Path(tempfile.mkdtemp(prefix="fake-cupy-"))
-        (self._kernels,) = build([self._code], directory, f"module_{next(self._numbers)}")
+        with tempfile.TemporaryDirectory(prefix="fake-cupy-") as directory:
+            (self._kernels,) = build([self._code], Path(directory), f"module_{next(self._numbers)}")
 
     def get_function(self, name: str) -> Callable[..., None]:
         kernel = self._kernels[name]
