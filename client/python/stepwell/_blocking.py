@@ -123,7 +123,7 @@ class BlockingCall:
         self.channel = channel
         call = channel.unary_unary(method.path, method.encode, method.decode)
         self._future = call.future(message, metadata=METADATA)
-        _calls.add(self._future)
+        _remember(self._future)
 
     def receive(self, seconds: float) -> Any:
         try:
@@ -137,7 +137,8 @@ class BlockingCall:
         return response
 
     def cancel(self) -> None:
-        self._future.cancel()
+        if not _ending.is_set():
+            self._future.cancel()
 
 
 class BlockingRepeat:
@@ -149,7 +150,8 @@ class BlockingRepeat:
         threading.Thread(target=_repeat, args=arguments, name="stepwell-heartbeat", daemon=True).start()
 
     def cancel(self) -> None:
-        self._stopped.set()
+        if not _ending.is_set():
+            self._stopped.set()
 
 
 def _repeat(connection: BlockingConnection, repeat: Repeat, stopped: threading.Event) -> None:
@@ -191,7 +193,7 @@ class BlockingStream:
         # On the wire all calls look the same, so one kind serves all that stream.
         call = channel.stream_stream(method.path, method.encode, self._take)
         self._call: Any = call(Outbox(self), metadata=METADATA)
-        _calls.add(self._call)
+        _remember(self._call)
         threading.Thread(target=self._read, name="stepwell-reader", daemon=True).start()
 
     def send(self, message: Any, seconds: float) -> bool:
@@ -230,6 +232,8 @@ class BlockingStream:
             return None
 
     def cancel(self) -> None:
+        if _ending.is_set():
+            return
         with self._lock:
             self._cancelled = self._finished = True
             self._outbox.clear()
@@ -296,16 +300,29 @@ class Outbox(Iterator[Any]):
 
 _calls: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 """grpc's objects for the calls that were made."""
+_calls_lock: Final = threading.Lock()
+_ending: Final = threading.Event()
+"""Set when the program ends: from then on no lock is taken that a thread may have stopped with."""
+
+
+def _remember(call: Any) -> None:
+    with _calls_lock:
+        _calls.add(call)
+    if _ending.is_set():
+        make_immortal(call)
 
 
 def _keep() -> None:
-    """At the end of the program, let no call be destroyed.
+    """At the end of the program, let no call be cancelled or destroyed.
 
-    A call takes its lock when it is destroyed. Threads of grpc's that still work for it stop where they are when the
-    interpreter ends, perhaps with that lock, and the program would wait for them for ever: it did, once in some
-    hundred programs that closed their client and ended on a busy machine.
+    Threads of grpc's and of our own stop where they are when the interpreter ends, perhaps with the lock of a call or a
+    stream. Whoever takes it then waits for ever, and so do grpc's finalisers, and runs that were not closed: one in some
+    hundred programs hung on a busy machine. The server hears of the end when the connection breaks.
     """
-    for call in list(_calls):
+    _ending.set()
+    with _calls_lock:
+        calls = list(_calls)
+    for call in calls:
         make_immortal(call)
 
 
