@@ -315,9 +315,9 @@ def _remember(call: Any) -> None:
 def _keep() -> None:
     """At the end of the program, let no call be cancelled or destroyed.
 
-    Threads of grpc's and of our own stop where they are when the interpreter ends, perhaps with the lock of a call or a
-    stream. Whoever takes it then waits for ever, and so do grpc's finalisers, and runs that were not closed: one in some
-    hundred programs hung on a busy machine. The server hears of the end when the connection breaks.
+    Threads of grpc's and of our own stop where they are when the interpreter ends, perhaps with the lock of a call or
+    of a stream. Whoever takes it then waits for ever, as grpc's finalisers do, and runs that were not closed: one in
+    some hundred programs hung on a busy machine. The server hears of the end when the connection breaks.
     """
     _ending.set()
     with _calls_lock:
