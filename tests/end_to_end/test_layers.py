@@ -1,6 +1,7 @@
 """Updates that are sent gradient by gradient, while the trainer still computes the next."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,15 @@ import pytest
 
 import stepwell
 import stepwell.aio
+from stepwell._blocking import BlockingStream
 from tests.end_to_end.proxy import Proxy
 from tests.end_to_end.server import Server
 from tests.end_to_end.states import Arrays, same_bits
 
 Connect = Callable[..., stepwell.Client]
+
+# For a machine that hangs; nothing here waits so long.
+WAIT_SECONDS = 60
 
 # Some fill messages of their own, some share one; two groups by dtype, and one that takes no gradients.
 SHAPES = {
@@ -118,6 +123,66 @@ def test_what_is_wrong_is_said_at_once_or_at_the_end(run: stepwell.Run) -> None:
     ended = update_by(run, grads.items())
     with pytest.raises(stepwell.InvalidGradient, match="after the end"):
         ended.add("embedding", grads["embedding"])
+
+
+def refused_midway(run: stepwell.Run, layers: Iterable[tuple[str, Any]]) -> stepwell.Update:
+    """An update that goes on being made after the server's refusal is there."""
+    with run.update() as update:
+        for layer, gradient in layers:
+            update.add(layer, gradient)
+            begun, stream = update._begun, run._worker.stream
+            if begun is not None and begun.exchange is not None and not begun.broken:
+                assert isinstance(stream, BlockingStream)
+                with stream._lock:
+                    assert stream._news.wait_for(lambda: stream._inbox, WAIT_SECONDS)
+    return update
+
+
+def test_a_run_that_went_back_is_heard_of_once_and_at_the_end(server: Server, connect: Connect, name: str) -> None:
+    run = connect(server, transport="stream").create_run(name, start(), **SPEC)
+    other = connect(server).get_run(name)
+    for seed in range(2):
+        run.step(gradients(seed))
+    state = other.get_state()
+    run.step(gradients(2))
+    other.set_state(state)
+    taken = []
+
+    def layers() -> Iterable[tuple[str, Any]]:
+        for layer, gradient in gradients(3).items():
+            taken.append(layer)
+            yield layer, gradient
+
+    with pytest.raises(stepwell.RunRewound):
+        refused_midway(run, layers())
+    assert taken == list(gradients(3)), "the block goes on to its end"
+    assert run.version == other.refresh().version == state.version
+    update_by(run, gradients(3).items())
+    assert run.version == other.refresh().version == state.version + 1
+
+
+def test_a_lease_that_has_run_out_costs_nothing(server: Server, connect: Connect, name: str) -> None:
+    """As with `step`: the worker joins again, and its gradients count as what they are."""
+    run = connect(server, transport="stream", worker="sleeper", lease_seconds=0.5).create_run(name, start(), **SPEC)
+    twin = connect(server).create_run(f"{name}-twin", start(), **SPEC)
+    other = connect(server, worker="other").get_run(name)
+    for each in (run, twin):
+        each.step(gradients(0))
+    run._worker._stop_heartbeat()
+    pause = threading.Event()
+    for _ in range(WAIT_SECONDS * 50):
+        if "sleeper" not in {worker.name for worker in other.refresh().workers}:
+            break
+        pause.wait(0.02)
+    grads = gradients(1) | {"small.1": None}
+    for each in (other, twin):
+        each.step(gradients(2))
+    update = refused_midway(run, grads.items())
+    assert update.parameters is not None
+    same_bits(update.parameters, twin.step(grads))
+    described = {worker.name: worker for worker in other.refresh().workers}
+    assert described["sleeper"].epoch == 2
+    assert described["sleeper"].tally.staleness_last == 1
 
 
 def test_the_run_takes_no_other_call_within_the_block(run: stepwell.Run) -> None:

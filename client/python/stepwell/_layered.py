@@ -7,13 +7,13 @@ import numpy as np
 from stepwell._calls import Patience
 from stepwell._carrier import Carrier
 from stepwell._encoding import EncodedUpdate
-from stepwell._exchange import Exchange, Update, Wanted
+from stepwell._exchange import Exchange, Update, Wanted, WorkRequest
 from stepwell._forks import check_process
 from stepwell._layout import Layout, listed
 from stepwell._membership import Membership
 from stepwell._packing import Gradients, Part, Piece, check_array, pack
 from stepwell._requests import Do, Lost, Silent, Steps
-from stepwell.errors import InvalidGradient
+from stepwell.errors import InvalidGradient, StepwellError
 from stepwell.v1 import data_pb2
 from stepwell.wire import RANGE_BYTES
 
@@ -22,7 +22,8 @@ class Layered:
     """An update on its way while its gradients are still being made.
 
     header: with its identity, which is of this membership. exchange: once something was sent. broken: whether the
-    connection was lost since. over: whether no more is taken.
+    connection was lost since, or the server has refused it, so that nothing more is sent before the end. over: whether
+    no more is taken.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Layered:
         assert carrier.layout is not None
         self._carrier, self._layout = carrier, carrier.layout
         self.header, self.membership = header, membership
-        self._wanted, self._what, self._patience, self._encoded = wanted, what, patience, encoded
+        self.patience = patience
+        self._wanted, self._what, self._encoded = wanted, what, encoded
         self.gradients: dict[str, Any] = {}
         self.exchange: Exchange | None = None
         self.broken = self.over = False
+        self._refusal: StepwellError | None = None
         self._waiting_bytes = 0
         self._waiting: list[Part] = []
 
@@ -77,7 +80,7 @@ class Layered:
         shared = self._carrier.shared
         update = Update(self.header, gradients, self._encoded)
         exchange = Exchange(update, self._wanted, shared.token if shared else b"")
-        return exchange, self._carrier.carry_out(exchange, self._patience)
+        return exchange, self._carrier.carry_out(exchange, self.patience)
 
     def abandon(self) -> None:
         """Give it up: the server drops what it has of it, and the sequence is not used up."""
@@ -116,43 +119,49 @@ class Layered:
         return [self._encoded.add(pieces) for pieces in pack(waiting, self._encoded.piece_bytes)]
 
     def _send(self) -> Steps[None]:
-        """Send what waits. A broken connection is for `_finish` to mend, which sends everything again."""
-        carrier = self._carrier
+        """Send what waits."""
         header: data_pb2.UpdateHeader | None = None
         if self.exchange is None:
-            yield from carrier.open_stream()
+            yield from self._carrier.open_stream()
             self.exchange = Exchange(None, self._wanted)
-            self.exchange.begin(carrier.next_number())
+            self.exchange.begin(self._carrier.next_number())
             header = self.header
-        stream = carrier.stream
-        assert stream is not None
-        try:
-            for pieces in self._messages():
-                yield from carrier.send(self.exchange, stream, self.exchange.part(header, pieces), self._patience)
-                header = None
-        except (Lost, Silent):
-            stream.cancel()
-            carrier.stream, self.broken = None, True
+        parts = []
+        for pieces in self._messages():
+            parts.append(self.exchange.part(header, pieces))
+            header = None
+        yield from self._try(self.exchange, parts)
 
     def _finish(self, exchange: Exchange, gradients: Gradients) -> Steps[None]:
-        carrier = self._carrier
         exchange.update = Update(self.header, gradients, self._encoded)
         if self.broken:
             self._messages()
         else:
             yield from self._send()
         if not self.broken:
-            stream = carrier.stream
-            assert stream is not None
             exchange.late = gradients.without_gradient
-            try:
-                yield from carrier.send(exchange, stream, exchange.closing(), self._patience)
-                while not exchange.done:
-                    yield from carrier.receive(exchange, stream, self._patience)
-                return
-            except (Lost, Silent):
-                stream.cancel()
-                carrier.stream = None
+            yield from self._try(exchange, [exchange.closing()], until_done=True)
+        if exchange.done and self._refusal is None:
+            return
+        # Whoever sends it again sends it whole.
         exchange.late = []
         self.header.without_gradient.extend(gradients.without_gradient)
-        yield from carrier.carry_out(exchange, self._patience)
+        if self._refusal is not None:
+            raise self._refusal
+        yield from self._carrier.carry_out(exchange, self.patience)
+
+    def _try(self, exchange: Exchange, messages: list[WorkRequest], *, until_done: bool = False) -> Steps[None]:
+        """Send messages. Where the connection breaks, or the server refuses, the rest is for `_finish`."""
+        carrier = self._carrier
+        stream = carrier.stream
+        assert stream is not None
+        try:
+            for message in messages:
+                yield from carrier.send(exchange, stream, message, self.patience)
+            while until_done and not exchange.done:
+                yield from carrier.receive(exchange, stream, self.patience)
+        except (Lost, Silent):
+            stream.cancel()
+            carrier.stream, self.broken = None, True
+        except StepwellError as error:
+            self._refusal, self.broken = error, True

@@ -60,21 +60,12 @@ class Worker(Carrier):
             yield from self.join(timeout)
         assert self.layout is not None
         update = self._make_update(self.layout, grads, inputs, header, rows, what)
-        while True:
-            exchange = Exchange(update, select(self.layout) if select else None)
-            yield from self._share_update(exchange, update)
-            membership = self._membership
-            assert membership is not None
-            header.identity.CopyFrom(self._identity(membership))
-            try:
-                return (yield from self._conclude(exchange, membership, self.carry_out(exchange, patience)))
-            except UnknownWorker as error:
-                answer = yield from self._come_back(header.identity, patience, error)
-            if answer is not None:
-                self.last_answer = exchange.answer = answer
-                if select is not None:
-                    yield from self.carry_out(exchange, patience)
-                return exchange
+        exchange = Exchange(update, select(self.layout) if select else None)
+        yield from self._share_update(exchange, update)
+        membership = self._membership
+        assert membership is not None
+        header.identity.CopyFrom(self._identity(membership))
+        return (yield from self._complete(exchange, membership, patience, self.carry_out(exchange, patience)))
 
     def begin(
         self, header: data_pb2.UpdateHeader, select: Select | None, what: str, timeout: float | None
@@ -85,12 +76,14 @@ class Worker(Carrier):
         assert self._membership is not None
         wanted = select(layout) if select else None
         header.identity.CopyFrom(self._identity(self._membership))
+        if self._base_version is not None:
+            header.base_version = self._base_version
         return Layered(self, header, wanted, what, patience, self._membership, self._encoded(layout))
 
     def finish(self, layered: Layered) -> Steps[Exchange]:
         """Commit it. Raises InvalidGradient where a parameter was not named."""
         exchange, work = layered.end()
-        return (yield from self._conclude(exchange, layered.membership, work))
+        return (yield from self._complete(exchange, layered.membership, layered.patience, work))
 
     def fetch(self, select: Select, what: str, timeout: float | None) -> Steps[Exchange]:
         """Fetch parameters, or rows. A reader does this without ever joining."""
@@ -165,6 +158,29 @@ class Worker(Carrier):
 
         exchange.shared = shared.token
         yield Do(fill)
+
+    def _complete(
+        self, exchange: Exchange, membership: Membership, patience: Patience, work: Steps[None]
+    ) -> Steps[Exchange]:
+        """Do the work of an update's exchange; where the lease had run out, join again, and send the update anew."""
+        while True:
+            try:
+                return (yield from self._conclude(exchange, membership, work))
+            except UnknownWorker as error:
+                update = exchange.update
+                assert update is not None
+                answer = yield from self._come_back(update.header.identity, patience, error)
+            if answer is not None:
+                self.last_answer = exchange.answer = answer
+                if exchange.received is not None or exchange.rows is not None:
+                    yield from self.carry_out(exchange, patience)
+                return exchange
+            exchange.unshare()
+            yield from self._share_update(exchange, update)
+            assert self._membership is not None
+            membership = self._membership
+            update.header.identity.CopyFrom(self._identity(membership))
+            work = self.carry_out(exchange, patience)
 
     def _come_back(
         self, identity: data_pb2.UpdateIdentity, patience: Patience, error: UnknownWorker
