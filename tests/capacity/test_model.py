@@ -2,13 +2,18 @@
 
 import itertools
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from stepwell_server.capacity.inputs import Costs, Machine, Workload
 from stepwell_server.capacity.limits import memory_bytes, servers_needed, updates_max
-from stepwell_server.capacity.model import predict
+from stepwell_server.capacity.model import Prediction, predict
 from stepwell_server.core.errors import InvalidValue, UnknownPolicy
+from stepwell_server.core.layout import ParameterSpec
+from stepwell_server.core.run import Run
+from stepwell_server.core.spec import RunSpec
 
 FREE = Costs(
     exchange_seconds=0.0,
@@ -153,7 +158,16 @@ def test_accumulated_updates_make_fewer_versions():
     workload = change(MEGABYTE, workers=6, policy={"name": "async", "accumulate": 3})
     found = predict(workload, Machine(), Costs(), updates=600)
     assert found.versions_per_second == pytest.approx(found.updates_per_second / 3, rel=0.02)
-    assert memory_bytes(workload, Machine(), Costs(), 2, 1)["state"] == 4 * 1e6
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, {"name": "async", "accumulate": 3}, {**SYNC, "accumulate": 2}], ids=str)
+def test_the_state_takes_what_a_run_takes(policy):
+    parameter = ParameterSpec("w", (MEGABYTE.parameters,), np.dtype(np.float32))
+    spec = RunSpec((parameter,), "adam", policy=policy)
+    layout = spec.layout()
+    (vectors,) = Run.state_sizes(layout, spec.settings(layout))
+    kept = memory_bytes(change(MEGABYTE, policy=policy), Machine(), Costs(), 2, 1)
+    assert kept["state"] == sum(size.elements * size.dtype.itemsize for size in vectors.values())
 
 
 def test_what_is_too_stale_is_refused():
@@ -167,6 +181,95 @@ def test_the_same_seed_gives_the_same():
     workload = change(MEGABYTE, spread=1.0)
     first, again, other = (predict(workload, Machine(), Costs(), updates=300, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, {**SYNC, "quorum": 60}, {"name": "async", "staleness_max": 0}], ids=str)
+@pytest.mark.parametrize("workers", [1, 100])
+def test_the_fewest_updates_that_are_simulated_are_enough(policy, workers):
+    workload = change(MEGABYTE, workers=workers, policy=policy)
+    found = predict(workload, Machine(), Costs(), updates=5 * workers)
+    assert found.updates_per_second > 0
+    assert found.exchange_percentile(50) > 0
+    assert found.staleness.total() > 0
+    with pytest.raises(InvalidValue, match=rf"{5 * workers - 1} updates of .*expected {5 * workers} or more"):
+        predict(workload, Machine(), Costs(), updates=5 * workers - 1)
+
+
+def test_as_many_updates_as_it_takes():
+    found = predict(change(MEGABYTE, workers=500, policy=SYNC), Machine(), FREE)
+    assert found.updates_per_second == pytest.approx(500 / 0.05)
+
+
+def test_where_nothing_takes_any_time():
+    with pytest.raises(InvalidValue, match="took no time"):
+        predict(change(MEGABYTE, compute_seconds=0.0), Machine(memory_bytes_per_second=math.inf), FREE)
+
+
+def test_where_all_were_refused():
+    found = Prediction(1.0, 0.0, 1.0, {}, 0.0, Counter(), [1.0], 1, 0)
+    assert (found.staleness_max, found.staleness_mean, found.staleness_percentile(99)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
+@pytest.mark.parametrize(
+    "machine",
+    [
+        Machine(link_bytes_per_second=1.25e8),
+        Machine(worker_link_bytes_per_second=1.25e8),
+        Machine(cores=1),
+        Machine(cores=1, local=True),
+        Machine(link_bytes_per_second=1e9, worker_link_bytes_per_second=5e8, shards=4),
+    ],
+    ids=["link", "own link", "one core", "one core for all", "shards"],
+)
+def test_one_worker_gets_what_the_closed_form_says(policy, machine):
+    workload = Workload(workers=1, parameters=25_000_000, spread=0.0, policy=policy)
+    found = predict(workload, machine, Costs(), updates=50)
+    most = updates_max(workload, machine, Costs())
+    assert found.updates_per_second == pytest.approx(most["workers"])
+    assert min(most, key=lambda part: most[part]) == "workers"
+
+
+@pytest.mark.parametrize(
+    "policy", [{"name": "async"}, {"name": "async", "accumulate": 4}, {**SYNC, "deterministic": False}], ids=str
+)
+def test_commits_are_made_one_at_a_time(policy):
+    costs = change(FREE, commit_seconds=0.01, fold_seconds=0.004, kernel_arrays=7, fold_arrays=3)
+    workload = change(MEGABYTE, workers=50, compute_seconds=0.0, policy=policy)
+    machine = Machine(cores=8, memory_bytes_per_second=1e9)
+    found = predict(workload, machine, costs, updates=2000)
+    most = updates_max(workload, machine, costs)
+    assert min(most, key=lambda part: most[part]) == "commits"
+    # Simulated are copies for readers, and the first of a round folded before the others come, too.
+    assert 0.8 * most["commits"] < found.updates_per_second <= 1.001 * most["commits"]
+    assert found.use["commits"] == pytest.approx(1.0)
+    if policy["name"] == "async":
+        asks = change(workload, compute_seconds=1.0, workers=int(0.7 * most["commits"]))
+        assert servers_needed(asks, machine, costs) == 1
+        assert servers_needed(change(asks, workers=3 * asks.workers), machine, costs) is None
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        (Costs, {"exchange_seconds": math.nan}),
+        (Costs, {"commit_seconds": math.inf}),
+        (Costs, {"worker_seconds": -1e-9}),
+        (Costs, {"loop_cores": 0.0}),
+        (Costs, {"worker_cores": 0}),
+        (Machine, {"link_bytes_per_second": 0.0}),
+        (Machine, {"memory_bytes_per_second": math.nan}),
+        (Machine, {"shards": 0}),
+        (Workload, {"workers": 0}),
+        (Workload, {"compute_seconds": math.inf}),
+        (Workload, {"spread": math.nan}),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_numbers_that_make_no_sense_are_refused(what, changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(InvalidValue, match=rf"{name} is {value}, expected a number from"):
+        what(**changes)
 
 
 def test_workers_that_would_wait_for_ever():

@@ -5,12 +5,14 @@ each policy. Everything runs on one machine, so the workers' own work is on the 
 """
 
 import json
+import math
 import os
 import random
+import select
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,8 +24,8 @@ import stepwell
 from stepwell_server.benchmarks.options import ITEM_BYTES, SEED, Options, as_tensors, random_vector
 from stepwell_server.benchmarks.peers import Peer, announce, start, start_stepwell
 from stepwell_server.benchmarks.report import Table
-from stepwell_server.capacity.inputs import Costs, Machine, Workload
-from stepwell_server.capacity.model import Prediction, predict
+from stepwell_server.capacity.inputs import BUSY_CORES_MIN, Costs, Machine, Workload
+from stepwell_server.capacity.model import UPDATES_PER_WORKER_MIN, Prediction, predict
 
 SIZES = (10_000, 1_000_000)
 POLICIES: tuple[dict[str, Any], ...] = (
@@ -38,6 +40,8 @@ _COMPUTE_SECONDS = 0.02
 _SPREAD = 0.25
 _TENSORS = 10
 _UPDATES = 5_000
+# Of each worker, once all are at work, however long they take.
+_STEPS_MIN = 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def fit(measured: dict[tuple[str, int], Measured], cores: int) -> Costs:
         loop_cores=1.0 + beside / step[large].loop,
         worker_seconds=max(0.0, own[small] - 2 * worker * small * ITEM_BYTES),
         worker_seconds_per_byte=worker,
-        worker_cores=step[large].worker / own[large],
+        # The processors' clock ticks 100 times a second, and may not have.
+        worker_cores=max(BUSY_CORES_MIN, step[large].worker / own[large]),
     )
 
 
@@ -141,8 +146,7 @@ def _alone(server: Peer, client: stepwell.Client, worker: Peer, kind: str, size:
     worker.tell(json.dumps({"run": run, "size": size, "kind": kind, "seed": SEED, "seconds": seconds}))
     worker.hear()
     before = _processor_seconds(server), _processor_seconds(worker)
-    worker.tell("go")
-    done = worker.hear()
+    (done,) = _at_work([worker])
     after = _processor_seconds(server), _processor_seconds(worker)
     client.delete_run(run)
     count = len(done["seconds"])
@@ -150,6 +154,15 @@ def _alone(server: Peer, client: stepwell.Client, worker: Peer, kind: str, size:
         (end[0] - begin[0], end[1] - begin[1]) for begin, end in zip(before, after, strict=True)
     )
     return Measured(statistics.median(done["seconds"]), loop / count, others / count, (own + more) / count)
+
+
+def _at_work(chosen: Sequence[Peer]) -> list[dict[str, Any]]:
+    """Let workers that have joined step, and tell them when all have done so; what each has measured."""
+    for order in ("go", "all have begun"):
+        for worker in chosen:
+            worker.tell(order)
+        done = [worker.hear() for worker in chosen]
+    return done
 
 
 def _processor_seconds(peer: Peer) -> tuple[float, float]:
@@ -170,11 +183,9 @@ def _together(client: stepwell.Client, crew: Sequence[Peer], case: Case, number:
         worker.tell(json.dumps({"run": run, "size": SIZES[1], "kind": "step", "seed": seed, "seconds": seconds}))
     for worker in chosen:
         worker.hear()
-    for worker in chosen:
-        worker.tell("go")
-    done = [worker.hear() for worker in chosen]
+    done = _at_work(chosen)
     client.delete_run(run)
-    # Between the last to begin and the first to end all were at work.
+    # Between the last to begin and the first to end all were at work; none ends before all have begun.
     begin, end = max(each["at"][0] for each in done), min(each["at"][-1] for each in done)
     steps = [
         (staleness, slept)
@@ -214,22 +225,40 @@ def _predicted(case: Case, costs: Costs, options: Options) -> Prediction:
         spread=_SPREAD,
         policy=case.policy,
     )
-    return predict(workload, Machine(cores=options.threads, local=True), costs, updates=_UPDATES, seed=SEED)
+    updates = max(_UPDATES, UPDATES_PER_WORKER_MIN * case.workers)
+    return predict(workload, Machine(cores=options.threads, local=True), costs, updates=updates, seed=SEED)
 
 
 def serve(address: str) -> None:
-    """Be a worker: two lines on stdin for each task, what it is and when to go; a line of figures when it is done."""
+    """Be a worker, each task in three lines on stdin: what it is, when to go, and that all others are at work, too.
+
+    Each is answered with a line: null when it has joined, null after its first step, and its figures.
+    """
     announce(address)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         task = json.loads(line)
         with stepwell.connect(address, transport="stream") as client, client.get_run(task["run"]) as run:
             run.gradients()  # joins
             print("null", flush=True)
             sys.stdin.readline()
-            print(json.dumps(_work(run, task)), flush=True)
+            print(json.dumps(work(run, task, lambda: print("null", flush=True), _is_told)), flush=True)
 
 
-def _work(run: stepwell.Run, task: dict[str, Any]) -> dict[str, list[float]]:
+def _is_told() -> bool:
+    """Whether the next line has come, and if so take it; no more than one is ever sent without an answer."""
+    told, _, _ = select.select([sys.stdin], [], [], 0)
+    if told:
+        sys.stdin.readline()
+    return bool(told)
+
+
+def work(
+    run: stepwell.Run, task: dict[str, Any], begun: Callable[[], object], all_have_begun: Callable[[], bool]
+) -> dict[str, list[float]]:
+    """Step until all are at work, from then on for the task's seconds, and twice at least.
+
+    begun: is told of the first step. all_have_begun: is asked after each until it holds.
+    """
     grads = as_tensors(random_vector(task["size"]), _TENSORS)
     out = {name: np.empty_like(grad) for name, grad in grads.items()}
     chosen = random.Random(task["seed"])
@@ -237,8 +266,8 @@ def _work(run: stepwell.Run, task: dict[str, Any]) -> dict[str, list[float]]:
     seconds: list[float] = []
     slept: list[float] = []
     staleness: list[float] = []
-    end = time.monotonic() + task["seconds"]
-    while (begin := time.monotonic()) < end:
+    end, steps_min = math.inf, 0
+    while (begin := time.monotonic()) < end or len(at) < steps_min:
         time.sleep(chosen.gammavariate(1 / _SPREAD**2, _COMPUTE_SECONDS * _SPREAD**2))
         woken = time.monotonic()
         base = run.version
@@ -254,4 +283,8 @@ def _work(run: stepwell.Run, task: dict[str, Any]) -> dict[str, list[float]]:
         seconds.append(done - woken)
         slept.append(woken - begin)
         staleness.append(0 if answer is None else answer.committed_version - 1 - base)
+        if len(at) == 1:
+            begun()
+        if end == math.inf and all_have_begun():
+            end, steps_min = time.monotonic() + task["seconds"], len(at) + _STEPS_MIN
     return {"at": at, "seconds": seconds, "slept": slept, "staleness": staleness}

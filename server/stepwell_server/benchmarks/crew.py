@@ -30,7 +30,6 @@ BARE_METHOD = "/stepwell.Benchmark/Round"
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 _JOINING_MAX = 32
 _SECONDS_MAX = 300.0
-_TRICKLE_SECONDS = 0.002
 # A word from a server that is still at work is shorter, an answer with parameters longer.
 _WORD_BYTES_MAX = 1024
 
@@ -49,7 +48,7 @@ class Crew:
         self._peer.close()
 
     def begin(self, order: str, begin: int = 0, end: int | None = None) -> None:
-        """Tell its workers from `begin` to `end` to "connect", to "send", to send in a "trickle", or to have "answers".
+        """Tell its workers from `begin` to `end` to "connect", to "send", or to have "answers".
 
         `end` waits until they have.
         """
@@ -230,11 +229,6 @@ async def _obey(members: Sequence[_Member]) -> None:
         async with asyncio.timeout(_SECONDS_MAX):
             if order == "connect":
                 times = await asyncio.gather(*map(connect, chosen))
-            elif order == "trickle":
-                times = []
-                for member in chosen:
-                    times.append(await member.send())
-                    await asyncio.sleep(_TRICKLE_SECONDS)
             elif order == "send":
                 times = await asyncio.gather(*[member.send() for member in chosen])
             else:

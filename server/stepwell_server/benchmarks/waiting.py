@@ -7,7 +7,7 @@ gradients summed once; no contract, no checks, no optimizer, nothing that would 
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _WARMUP_WORKERS = 8
 _WARMUP_ROUNDS = 3
 _TENSORS = 10
 _CREWS = 2
+# Of all workers, how many send at a time where the server's memory is looked at.
+_ON_THEIR_WAY_SHARE = 0.01
 _STAGED_BYTES = ELEMENTS * ITEM_BYTES
 
 
@@ -42,11 +44,14 @@ def benchmark(options: Options) -> Table:
             parameters = as_tensors(random_vector(ELEMENTS), _TENSORS)
             client.create_run(name, parameters, optimizer="adam", policy={"name": "sync"}).close()
         run = client.get_run(_RUN)
+        others = _sockets(server)
         with _crews(server.address, _WARMUP_RUN, _WARMUP_WORKERS) as crews:
             together(crews, "connect")
             for _ in range(_WARMUP_ROUNDS):
                 together(crews, "send")
                 together(crews, "answers")
+        # Their connections end at the server when it comes to it.
+        wait_for(lambda: _sockets(server) <= others)
         ours = stack.enter_context(_crews(server.address, _RUN, workers))
         before = _look(server)
         rows = [_cost("before", "the server, warm, before they come", before)]
@@ -57,12 +62,12 @@ def benchmark(options: Options) -> Table:
         def waiting() -> int:
             return sum(worker.waits for worker in run.refresh().workers)
 
-        for key, order, missing, how in (
-            ("staged", "trickle", 0, "first in order, so that all others are staged"),
-            ("folded", "trickle", -1, "last in order, so that all others are folded"),
-            ("staged again", "send", 0, "first in order, in a later round; the others came all at once"),
+        for key, send, missing, how in (
+            ("staged", _few_at_a_time, 0, "first in order, so that all others are staged"),
+            ("folded", _few_at_a_time, -1, "last in order, so that all others are folded"),
+            ("staged again", _all_but_one, 0, "first in order, in a later round; the others came all at once"),
         ):
-            _all_but_one(ours, waiting, workers, missing, order)
+            send(ours, waiting, workers, missing)
             what = f"{workers - 1:,} wait for the one that is {how}"
             rows.append(_cost(key, what, _look(server), before, workers, 0 if missing else workers - 1))
             _the_missing_one(ours, missing)
@@ -85,8 +90,9 @@ def benchmark(options: Options) -> Table:
         rows,
         (
             (
-                "KB each: private memory more than before they came, less the staged gradients, divided by workers. "
-                "After the first round it includes what the server and its allocator keep for the next one."
+                "KB each: private memory that was written to, more than before they came, less the staged gradients, "
+                "divided by workers. After the first round it includes what the server and its allocator keep for the "
+                "next one."
             ),
             (
                 "Until: from the last one's message on. x bare: against the same round over bare gRPC, which sums the "
@@ -107,17 +113,46 @@ def _crews(address: str, run: str, workers: int) -> Iterator[list[Crew]]:
         ]
 
 
-def _all_but_one(
-    crews: Sequence[Crew], waiting: Callable[[], int], workers: int, missing: int, order: str = "send"
-) -> None:
+def _all_but_one(crews: Sequence[Crew], waiting: Callable[[], int], workers: int, missing: int) -> None:
     """All but the first worker (missing 0) or the last (-1) send; ends once the server has all of that."""
-    for number, crew in enumerate(crews):
-        skips_first = missing == 0 and number == 0
-        skips_last = missing == -1 and number == len(crews) - 1
-        crew.begin(order, int(skips_first), crew.count - skips_last)
-    for crew in crews:
+    _send(crews, _places(crews, missing))
+    _wait_until(waiting, workers - 1)
+
+
+def _few_at_a_time(crews: Sequence[Crew], waiting: Callable[[], int], workers: int, missing: int) -> None:
+    """The same, but hardly anybody sends before the server has what was sent before.
+
+    So what the server takes is for those that wait, and not for what came faster than it could look at it.
+    """
+    few = max(1, round(_ON_THEIR_WAY_SHARE * workers / len(crews)))
+    places, sent = _places(crews, missing), 0
+    while any(places):
+        now, places = [left[:few] for left in places], [left[few:] for left in places]
+        _send(crews, now)
+        sent += sum(map(len, now))
+        _wait_until(waiting, sent)
+
+
+def _send(crews: Sequence[Crew], places: Sequence[range]) -> None:
+    sending = [(crew, chosen) for crew, chosen in zip(crews, places, strict=True) if chosen]
+    for crew, chosen in sending:
+        crew.begin("send", chosen.start, chosen.stop)
+    for crew, _ in sending:
         crew.end()
-    wait_for(lambda: waiting() == workers - 1)
+
+
+def _wait_until(waiting: Callable[[], int], count: int) -> None:
+    wait_for(lambda: waiting() == count)
+
+
+def _places(crews: Sequence[Crew], missing: int) -> list[range]:
+    """Of each crew, whom all but the missing one are."""
+    places = [range(crew.count) for crew in crews]
+    if missing == 0:
+        places[0] = places[0][1:]
+    else:
+        places[-1] = places[-1][:-1]
+    return places
 
 
 def _the_missing_one(crews: Sequence[Crew], missing: int) -> tuple[float, float]:
@@ -174,8 +209,21 @@ def _rounds(
             }
 
 
+def _sockets(server: Peer) -> set[str]:
+    """Its sockets, each by a name that no other gets."""
+    found = set()
+    for descriptor in Path(f"/proc/{server.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(str(descriptor.readlink()))
+    return {name for name in found if name.startswith("socket:")}
+
+
 def _look(server: Peer) -> dict[str, int]:
-    """Threads, descriptors, and memory in bytes."""
+    """Threads, descriptors, and memory in bytes.
+
+    private: only what was written to. Pages of libraries count as private, too, from the moment on at which no other
+    process has them mapped any more.
+    """
     process = Path(f"/proc/{server.pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     rollup = [line.split() for line in (process / "smaps_rollup").read_text().splitlines()]
@@ -183,7 +231,7 @@ def _look(server: Peer) -> dict[str, int]:
         "threads": int(status["Threads"]),
         "descriptors": len(list((process / "fd").iterdir())),
         "resident": int(status["VmRSS"].removesuffix("kB")) << 10,
-        "private": sum(int(fields[1]) for fields in rollup if fields[0].startswith("Private_")) << 10,
+        "private": sum(int(fields[1]) for fields in rollup if fields[0] == "Private_Dirty:") << 10,
     }
 
 

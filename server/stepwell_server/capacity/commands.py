@@ -13,7 +13,6 @@ from stepwell_server.quantities import parse_count
 
 _WORKLOAD, _MACHINE = Workload(), Machine()
 _BARS = 40
-_UPDATES_MIN, _UPDATES_PER_WORKER = 2000, 10
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -24,7 +23,7 @@ def add_commands(app: typer.Typer) -> None:
 def _policy(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return {"name": text}
-    return _json(text, "policy")
+    return _json(text, "policy") or {"name": "async"}
 
 
 def _json(text: str, what: str) -> dict[str, Any]:
@@ -41,8 +40,8 @@ def _costs(text: str) -> Costs:
     given = _json(text, "costs")
     known = {field.name for field in fields(Costs)}
     for name, value in given.items():
-        if name not in known or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise typer.BadParameter(f"{name} {value!r} is no cost, expected 0 or more for some of {', '.join(known)}")
+        if name not in known or isinstance(value, bool) or not isinstance(value, int | float):
+            raise typer.BadParameter(f"{name} {value!r} is no cost, expected numbers for some of {', '.join(known)}")
     return replace(Costs(), **given)
 
 
@@ -80,7 +79,9 @@ def capacity(
     ] = 1,
     local: Annotated[bool, typer.Option("--local", help="The workers run on the server's own cores.")] = False,
     costs: Annotated[str, typer.Option(help="What an update costs, as JSON, where that was measured.")] = "{}",
-    updates: Annotated[int, typer.Option(min=0, help="How many are simulated; 0: as many as it takes.")] = 0,
+    updates: Annotated[
+        int, typer.Option(min=0, help="How many are simulated, 5 of each worker or more; 0: as many as it takes.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the times that workers take.")] = 0,
 ) -> None:
     """Predict steps per second and staleness, and say which part of the server is full first.
@@ -91,23 +92,22 @@ def capacity(
     from stepwell_server.capacity.limits import memory_bytes, servers_needed, updates_max  # noqa: PLC0415
     from stepwell_server.capacity.model import predict  # noqa: PLC0415
 
-    workload = Workload(
-        workers=parse_count(workers),
-        parameters=parse_count(parameters),
-        compute_seconds=compute_seconds,
-        spread=spread,
-        local_steps=local_steps,
-        slow_workers=slow_workers,
-        slow_factor=slow_factor,
-        gradient_bytes=gradient_bytes,
-        parameter_bytes=parameter_bytes,
-        policy=_policy(policy),
-    )
-    machine = Machine(cores, _gigabits(link), _gigabits(worker_link), memory * 1e9, shards, local)
-    priced = _costs(costs)
-    count = updates or max(_UPDATES_MIN, _UPDATES_PER_WORKER * workload.workers)
     try:
-        found = predict(workload, machine, priced, updates=count, seed=seed)
+        workload = Workload(
+            workers=parse_count(workers),
+            parameters=parse_count(parameters),
+            compute_seconds=compute_seconds,
+            spread=spread,
+            local_steps=local_steps,
+            slow_workers=slow_workers,
+            slow_factor=slow_factor,
+            gradient_bytes=gradient_bytes,
+            parameter_bytes=parameter_bytes,
+            policy=_policy(policy),
+        )
+        machine = Machine(cores, _gigabits(link), _gigabits(worker_link), memory * 1e9, shards, local)
+        priced = _costs(costs)
+        found = predict(workload, machine, priced, updates=updates, seed=seed)
     except DomainError as error:
         raise typer.BadParameter(str(error)) from None
     most = updates_max(workload, machine, priced)
@@ -155,7 +155,7 @@ def capacity(
         say(f"{size / 1e6:10,.0f}   {words[part]}")
     say(
         f"\nstaleness             mean {found.staleness_mean:.2f}, 99 % at most {found.staleness_percentile(99)}, "
-        f"largest {max(found.staleness)}"
+        f"largest {found.staleness_max}"
     )
     _draw(found.staleness)
     sizes = Sizes.of(workload, machine)
@@ -172,7 +172,7 @@ def _draw(staleness: dict[int, int]) -> None:
     for value, count in staleness.items():
         counts[value.bit_length()] = counts.get(value.bit_length(), 0) + count
     total = sum(counts.values())
-    for digits in range(max(counts) + 1):
+    for digits in range(max(counts, default=-1) + 1):
         low, high = (1 << digits) // 2, (1 << digits) - 1
         share = counts.get(digits, 0) / total
         name = f"{low}" if low == high else f"{low} to {high}"

@@ -2,10 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from stepwell_server.core.errors import InvalidValue
+
 STATE_ITEM_BYTES = 4  # the state is float32
+# What is beyond is a slip of the pen, and would leave too few digits to add seconds up.
+WORKERS_MAX = 1_000_000
+SERVERS_MAX = 1_000_000
+NUMBER_MAX = 1e9
+PARAMETERS_MAX = 1e15
+ITEM_BYTES_MAX = 1000
+SPREAD_MAX = 100
+# Work that keeps no core busy would never be slowed down by other work.
+BUSY_CORES_MIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,18 @@ class Workload:
     parameter_bytes: float = 4.0
     policy: Mapping[str, Any] = field(default_factory=lambda: {"name": "async"})
 
+    def __post_init__(self) -> None:
+        """Raise InvalidValue for a number out of its range."""
+        _check("workers", self.workers, 1, WORKERS_MAX)
+        _check("parameters", self.parameters, 1, PARAMETERS_MAX)
+        _check("compute_seconds", self.compute_seconds, 0, NUMBER_MAX)
+        _check("spread", self.spread, 0, SPREAD_MAX)
+        _check("local_steps", self.local_steps, 1, NUMBER_MAX)
+        _check("slow_workers", self.slow_workers, 0, WORKERS_MAX)
+        _check("slow_factor", self.slow_factor, 1, NUMBER_MAX)
+        _check("gradient_bytes", self.gradient_bytes, 0.01, ITEM_BYTES_MAX)
+        _check("parameter_bytes", self.parameter_bytes, 0.01, ITEM_BYTES_MAX)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -43,6 +66,14 @@ class Machine:
     memory_bytes_per_second: float = 37e9
     shards: int = 1
     local: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InvalidValue for a number out of its range."""
+        _check("cores", self.cores, 1, NUMBER_MAX)
+        _check("link_bytes_per_second", self.link_bytes_per_second, 1, math.inf)
+        _check("worker_link_bytes_per_second", self.worker_link_bytes_per_second, 1, math.inf)
+        _check("memory_bytes_per_second", self.memory_bytes_per_second, 1, math.inf)
+        _check("shards", self.shards, 1, SERVERS_MAX)
 
 
 @dataclass(frozen=True)
@@ -74,6 +105,11 @@ class Costs:
     connection_bytes: int = 100_000
     slots: int = 2
 
+    def __post_init__(self) -> None:
+        """Raise InvalidValue for a number out of its range."""
+        for each in fields(self):
+            _check(each.name, getattr(self, each.name), BUSY_CORES_MIN * each.name.endswith("_cores"), NUMBER_MAX)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -88,4 +124,11 @@ class Sizes:
         elements = workload.parameters / machine.shards
         return Sizes(
             elements * workload.gradient_bytes, elements * workload.parameter_bytes, elements * STATE_ITEM_BYTES
+        )
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # so that what is not a number is refused, too
+        raise InvalidValue(
+            f"{name} is {value!r}, expected a number from {low:g} to {high:g}; give one, or leave it out", argument=name
         )

@@ -27,6 +27,12 @@ _FINGERPRINT = bytes(FINGERPRINT_BYTES)
 _LEASE_SECONDS = 1e12
 # Of the updates, what is not counted: they fill the queues.
 _WARMUP_SHARE = 0.2
+# So that it lasts a round at least, and what is counted some rounds: all of a round are answered at once.
+UPDATES_PER_WORKER_MIN = 5
+# As many as it takes.
+_UPDATES_ENOUGH, _UPDATES_PER_WORKER = 2000, 10
+# A smaller spread makes no difference; its square soon has no digits left.
+_SPREAD_MIN = 1e-6
 
 
 @dataclass
@@ -50,6 +56,10 @@ class Prediction:
     versions_max: int
 
     @property
+    def staleness_max(self) -> int:
+        return max(self.staleness, default=0)
+
+    @property
     def staleness_mean(self) -> float:
         return sum(value * count for value, count in self.staleness.items()) / max(1, self.staleness.total())
 
@@ -68,11 +78,19 @@ class Prediction:
         return ordered[min(len(ordered) - 1, int(percent / 100 * len(ordered)))]
 
 
-def predict(workload: Workload, machine: Machine, costs: Costs, *, updates: int = 2000, seed: int = 0) -> Prediction:
-    """Simulate until so many updates have been answered.
+def predict(workload: Workload, machine: Machine, costs: Costs, *, updates: int = 0, seed: int = 0) -> Prediction:
+    """Simulate until so many updates have been answered; 0: as many as it takes.
 
-    Raises what `parse_policy` raises, and InvalidValue for a policy under which these workers wait for ever.
+    Raises what `parse_policy` raises, and InvalidValue for too few updates to count, for a policy under which these
+    workers wait for ever, and where nothing takes any time.
     """
+    fewest = UPDATES_PER_WORKER_MIN * workload.workers
+    updates = updates or max(_UPDATES_ENOUGH, _UPDATES_PER_WORKER * workload.workers)
+    if updates < fewest:
+        raise InvalidValue(
+            f"{updates} updates of {workload.workers} workers, expected {fewest} or more, {UPDATES_PER_WORKER_MIN} of "
+            "each: the first are not counted, and a round answers all at once; give more, or 0 for as many as it takes"
+        )
     return _Simulation(workload, machine, costs, seed).run(updates)
 
 
@@ -107,6 +125,8 @@ class _Simulation:
         self._cores = Cores(self._clock, machine.cores)
         self._loop = Queue(self._clock)
         self._links = {"link in": Queue(self._clock), "link out": Queue(self._clock)}
+        # The coordinator decides on one at a time, so nothing ever waits here.
+        self._commits = Queue(self._clock)
         self._touched_bytes = 0.0
         self._version = self._answered = self._refused = 0
         # How many compute now; and when those who have ended did so, less when each began.
@@ -134,6 +154,11 @@ class _Simulation:
         self._staged_max = self._versions_max = 0
         end = self._until(updates)
         seconds = end.at - begin.at
+        if not seconds:
+            raise InvalidValue(
+                f"{self._workload.workers} workers took no time for {updates} updates, expected some: nothing costs "
+                "any; give compute_seconds or costs"
+            )
         answered = end.answered - begin.answered
         shares = {name: (end.busy[name] - begin.busy[name]) / seconds for name in end.busy}
         return Prediction(
@@ -157,6 +182,7 @@ class _Simulation:
                 )
         busy = {name: link.busy_seconds for name, link in self._links.items()}
         busy["event loop"] = self._loop.busy_seconds
+        busy["commits"] = self._commits.busy_seconds
         busy["cores"] = self._cores.busy_seconds / self._machine.cores
         busy["memory"] = self._touched_bytes / self._machine.memory_bytes_per_second
         computed = self._computed + self._computing * self._clock.now
@@ -173,7 +199,7 @@ class _Simulation:
         mean = self._workload.compute_seconds
         if worker.number < self._workload.slow_workers:
             mean *= self._workload.slow_factor
-        if not self._workload.spread or not mean:
+        if self._workload.spread < _SPREAD_MIN or not mean:
             return mean * self._workload.local_steps
         # A sum of gammas of one scale is a gamma of the summed shape.
         shape = 1.0 / self._workload.spread**2
@@ -299,10 +325,14 @@ class _Simulation:
         kernels = arrays * self._sizes.state / self._machine.memory_bytes_per_second
         beside = self._costs.commit_seconds + self._costs.fold_seconds * folds
 
-        def run_kernels() -> None:
-            self._cores.work(kernels, self._machine.cores, lambda: self._end(commit))
+        def make(free: Then) -> None:
+            def end() -> None:
+                free()
+                self._end(commit)
 
-        self._cores.work(beside, 1.0, run_kernels)
+            self._cores.work(beside, 1.0, lambda: self._cores.work(kernels, self._machine.cores, end))
+
+        self._commits.take(make)
 
     def _end(self, commit: Commit) -> None:
         self._version += commit.applies
