@@ -18,20 +18,20 @@ from stepwell.errors import ServerUnavailable
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # gRPC reads it when it is imported
 
 _connected: Final[set[int]] = set()
-"""The processes that have connected: this one, and those that it was forked from."""
+"""The process that has connected: this one, or the one that it was forked from, maybe by way of others."""
 
 
 def check_process() -> None:
     """Raise ServerUnavailable where this process was forked from one that had connected; else note that it connects."""
-    _connected.add(os.getpid())
     if is_forked():
-        parents = ", ".join(str(pid) for pid in sorted(_connected - {os.getpid()}))
+        (parent,) = _connected
         raise ServerUnavailable(
-            f"got a call in process {os.getpid()}, which was forked after process {parents} had connected, expected it "
+            f"got a call in process {os.getpid()}, which was forked after process {parent} had connected, expected it "
             "there: gRPC does not work on this side of a fork; start processes with multiprocessing's method 'spawn' "
             "(a DataLoader with multiprocessing_context='spawn'), or fork before the first call",
-            {"forked_from": parents},
+            {"forked_from": str(parent)},
         )
+    _connected.add(os.getpid())
 
 
 def is_forked() -> bool:
