@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS_MAX = 120
+SECONDS_MAX = 300
 
 
 def train_halves(program: str, address: str, directory: Path) -> list[Path]:

@@ -72,8 +72,6 @@ class Remote(optax.GradientTransformationExtraArgs):  # type: ignore[misc]  # JA
 
     def close(self) -> None:
         """Wait for the steps under way and leave the run, which goes on; nothing happens the second time."""
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.effects_barrier()
         self._worker.close()
 
     def __repr__(self) -> str:
@@ -186,6 +184,8 @@ class Worker:
         return self._parameters.unflatten({name: jnp.array(view) for name, view in self._views.items()})
 
     def close(self) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.effects_barrier()
         if self._run is not None:
             self._run.close()
         self._client.close()

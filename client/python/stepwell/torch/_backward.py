@@ -1,5 +1,6 @@
 """An update that goes out while backward still runs."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,12 @@ from stepwell.torch._parameters import Place
 
 
 class Backward:
-    """Sends each gradient as soon as backward has made it. begin: makes the update, not yet entered."""
+    """Sends each gradient as soon as backward has made it.
 
-    def __init__(self, begin: Callable[[], stepwell.Update]) -> None:
+    begin: makes the update, not yet entered; of the optimizer, which this does not keep.
+    """
+
+    def __init__(self, begin: "weakref.WeakMethod[Callable[[], stepwell.Update]]") -> None:
         self._begin = begin
         self._update: stepwell.Update | None = None
         # What has gone, and PyTorch's count of writes to the gradient at that time.
@@ -30,8 +34,9 @@ class Backward:
                 "gone already; make the optimizer with overlap=False to accumulate gradients"
             )
         if self._update is None:
-            update = self._begin()
-            self._update = update.__enter__()
+            begin = self._begin()
+            assert begin is not None
+            self._update = begin().__enter__()
         self._add(place)
 
     def finish(self, places: Sequence[Place]) -> Any:

@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -38,7 +38,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
     policy, run_options, connect_options: what else `create_run` and `connect` take; policy="sync" averages the
     gradients of all workers. `optimizer.run` is the run.
     overlap: without shared memory, send each gradient while backward still computes the next. For loops with one
-    backward for each step and nothing between the two that changes gradients; `zero_grad` gives up what has gone.
+    backward for each step and nothing between the two that changes gradients, and for optimizers that do without the
+    loss; `zero_grad` gives up what has gone.
 
     In param_groups a number may change at any time, as torch.optim.lr_scheduler does: it travels with the next update
     and is the run's from then on. Raises what `create_run` raises; InvalidValue for parameters that it cannot take.
@@ -65,8 +66,9 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         self._places: list[Place] = []
         self._frozen: list[tuple[str, Any]] = []
         self._client: stepwell.Client | None = None
-        self._exported: bytes | None = None
-        self._backward = Backward(self._begin)
+        # What state_dict gave last, and the version that this worker knew then.
+        self._exported: tuple[bytes, int] | None = None
+        self._backward = Backward(weakref.WeakMethod(self._begin))
         groups, names = resolve(params)
         given = hyperparameters if lr is None else {"lr": lr, **hyperparameters}
         super().__init__(groups, defaults_of(optimizer, given))
@@ -90,7 +92,8 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
             self.close()
             raise
         for place in self._places if overlap else ():
-            place.announce = self._send
+            place.announce = weakref.WeakMethod(self._send)
+        weakref.finalize(self, _release, self._places).atexit = False
         _alive.add(self)
         close_at_exit(self)
 
@@ -165,7 +168,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
                 if exported:
                     self.state[place.parameter] = exported
             found: dict[str, Any] = super().state_dict()
-            self._exported = fingerprint(found["state"])
+            self._exported = fingerprint(found["state"]), self.run.version
             return found
         finally:
             self.state.clear()
@@ -202,8 +205,7 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
 
     def close(self) -> None:
         """Leave the run, which goes on; nothing happens the second time."""
-        for place in self._places:
-            place.release()
+        _release(self._places)
         self._backward.abandon()
         if self._client is not None:
             if hasattr(self, "run"):
@@ -319,15 +321,20 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         return found
 
     def _has(self, entries: Mapping[Any, Any]) -> bool:
-        """Whether this is what state_dict has given, and no step, or writing to the model, has come in between."""
+        """Whether this is what state_dict has given, and nothing that this worker did has come in between."""
         if self._exported is None or any(map(Place.written, self._places)):
             return False
-        return self._exported == fingerprint(entries)
+        return self._exported == (fingerprint(entries), self.run.version)
 
     def _replace(self, state: State) -> None:
         """Set the run's whole state, if nobody was faster."""
         self.run.set_state(state, expected_version=state.version)
         self._show(self.run.parameters())
+
+
+def _release(places: Iterable[Place]) -> None:
+    for place in places:
+        place.release()
 
 
 _alive: Final[weakref.WeakSet[RemoteOptimizer]] = weakref.WeakSet()

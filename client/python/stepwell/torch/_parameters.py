@@ -1,6 +1,7 @@
 """The model's parameters: their names, their groups, and where their gradients lie."""
 
 import glob
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -19,7 +20,8 @@ class Place:
 
     group: its index in param_groups. array, gradient: the memory from which its gradients go out, as NumPy and as
     PyTorch have it. present: the run's values, valid until the next step; version: PyTorch's count of writes to the
-    parameter after they were copied to it. announce: called by backward with each gradient that it has made.
+    parameter after they were copied to it. announce: called by backward with each gradient that it has made, while its
+    object is still there: the parameter keeps this place, which shall not keep the optimizer.
     """
 
     def __init__(self, name: str, parameter: Any, group: int) -> None:
@@ -33,7 +35,7 @@ class Place:
         self.gradient: Any = None
         self.present: Any = None
         self.version = 0
-        self.announce: Callable[[Place], None] | None = None
+        self.announce: weakref.WeakMethod[Callable[[Place], None]] | None = None
         self._handle = parameter.register_post_accumulate_grad_hook(self._take)
 
     def check(self) -> None:
@@ -108,8 +110,9 @@ class Place:
             if grad.data_ptr() != gradient.data_ptr():
                 gradient.copy_(grad)
             parameter.grad = gradient
-        if self.announce is not None:
-            self.announce(self)
+        announce = None if self.announce is None else self.announce()
+        if announce is not None:
+            announce(self)
 
 
 def resolve(parameters: Any) -> tuple[list[dict[str, Any]], dict[Any, str]]:
