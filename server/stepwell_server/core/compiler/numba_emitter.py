@@ -48,9 +48,9 @@ _ROWS = """def {name}(addresses, others, places, table, offsets, width):
 # Kernels call it, and whoever compiles them compiles it with them: see `HELPERS`. A library's cube root takes twelve
 # times as long, since it keeps the loop from being vectorised. This one starts from the bits of x^(-1/3), which are
 # about -1/3 of those of x; each pass takes the error e in x y^3 = 1 - e to about e^4, by the series of (1 - e)^(-1/3);
-# a Newton step for the root ends it.
+# a Newton step for the root ends it, halved so that the cube of the largest number's root does not overflow.
 _CBRT = """real, bits = np.$real, np.$bits
-one, third = real(1), real(1 / 3)
+one, half, third = real(1), real(1 / 2), real(1 / 3)
 smallest, up, down = np.finfo(real).smallest_normal, real(2.0**$up), real(2.0**$down)
 
 
@@ -62,7 +62,7 @@ def cbrt(x):
         e = one - size * y * (y * y)
         y += y * (e * (third + e * (real(2 / 9) + e * real(14 / 81))))
     root = size * (y * y)
-    root += (size - root * root * root) * (y * y) * third
+    root += (size * half - root * root * (root * half)) * (y * y) * (third + third)
     root *= down if subnormal else one
     return x if (x + x == x) | (x != x) else (-root if x < real(0) else root)
 """
