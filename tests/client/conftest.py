@@ -24,7 +24,7 @@ def connect(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Any]
     with asyncio.Runner() as runner:
 
         def connect(address: str | None = None, **options: Any) -> Any:
-            options = {"patience_seconds": 20.0, "silence_seconds": 10.0, "retry_seconds": 0.01, **options}
+            options = {"patience_seconds": 60.0, "silence_seconds": 30.0, "retry_seconds": 0.01, **options}
             if request.param == "blocking":
                 client: Any = stepwell.connect(address or server.address, **options)
             else:

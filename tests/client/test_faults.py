@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from concurrent import futures
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ from tests.client.fake_server import Cut, FakeRun, FakeServer, Refused
 from tests.client.proxy import Proxy
 
 LARGE = 96 << 20  # bytes; many messages more than what queues, gRPC and the system take while nobody reads
+SECONDS_MAX = 60
 
 
 def gradients(value=1.0):
@@ -54,7 +56,7 @@ def release():
 
 def unresponsive(release):
     def action(_request):
-        release.wait(20)
+        release.wait(SECONDS_MAX)
         return []
 
     return action
@@ -134,7 +136,7 @@ def test_an_answer_on_the_way_ends_the_upload(connect, server, release, monkeypa
         # From the retry's second message on, read nothing until the client has taken the early answer.
         if len(headers(server)) == 2 and not request.stage.HasField("header"):
             messages_before.append(request)
-            assert release.wait(20)
+            assert release.wait(SECONDS_MAX)
 
     take = Exchange.take
 
@@ -164,7 +166,7 @@ def test_an_error_on_the_way_ends_the_upload(connect, server, release):
         if request.stage.HasField("header"):
             server.exchanges[-1].over = True
             return fail(request.exchange, errors_pb2.ERROR_REASON_MEMORY_EXHAUSTED)
-        assert release.wait(20)
+        assert release.wait(SECONDS_MAX)
         return []
 
     server.intercept = refuse_and_stop_reading
@@ -210,7 +212,7 @@ def test_word_while_the_server_does_not_read(connect, server, release, monkeypat
         server.intercept = None
         for _ in range(words):
             yield word(request)
-        assert release.wait(20)
+        assert release.wait(SECONDS_MAX)
         yield from server.exchanges[-1].take(request)
 
     monkeypatch.setattr(Exchange, "take", noting)
@@ -229,14 +231,19 @@ def test_silence_makes_a_new_connection(connect, server, release):
 
 
 def test_silence_runs_out_of_patience(connect, server, release):
-    run = connect(silence_seconds=0.5, patience_seconds=1.0).create_run("m", start_values(), optimizer="sgd")
+    run = connect().create_run("m", start_values(), optimizer="sgd")
+    assert run.push(gradients()) == 1
+    settings = run._worker._settings
+    run._worker._settings = replace(settings, silence_seconds=0.5, patience_seconds=1.0)  # while nothing comes
     server.intercept = unresponsive(release)
     with pytest.raises(stepwell.TimedOut, match="no word") as raised:
         run.push(gradients())
     assert isinstance(raised.value, TimeoutError)
+    run._worker._settings = settings
     server.intercept = None
-    assert run.push(gradients()) == 1
-    assert len(server.joins) == 2, "the fate of the first was not known, so a new epoch fences it"
+    assert run.push(gradients()) == 2
+    silent, last = headers(server)[1].identity, headers(server)[-1].identity
+    assert last.epoch > silent.epoch, "the fate of the one before was not known, so a new epoch fences it"
 
 
 def test_timeout_ends_a_wait_that_has_word(run, server):
@@ -327,16 +334,16 @@ def test_what_may_have_been_done_is_not_done_twice(connect, run, server):
 
 
 def test_a_slow_call_lives_while_the_server_does(connect, server):
-    run = connect(silence_seconds=0.5).create_run("m", start_values(), optimizer="sgd")
+    run = connect(silence_seconds=2.0).create_run("m", start_values(), optimizer="sgd")
     pinged = threading.Event()
 
     def slow():
-        assert pinged.wait(20)
+        assert pinged.wait(SECONDS_MAX)
 
     server.hold["SaveCheckpoint"] = slow
 
     def count_pings():
-        if server.calls.count("GetServer") >= 3:
+        if server.calls.count("GetServer") >= 2:
             pinged.set()
 
     server.hold["GetServer"] = count_pings
@@ -520,12 +527,12 @@ async def test_a_cancelled_await(server, release):
 
         def hold(request):
             arrived.set()
-            release.wait(20)
+            release.wait(SECONDS_MAX)
             raise Cut
 
         server.intercept = once(hold)
         task = asyncio.create_task(run.push(gradients()))
-        await asyncio.to_thread(arrived.wait, 20)
+        await asyncio.to_thread(arrived.wait, SECONDS_MAX)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -536,7 +543,7 @@ async def test_awaiting_does_not_block_the_loop(server, release):
     async with await stepwell.aio.connect(server.address) as client:
         one = await client.create_run("one", start_values(), optimizer="sgd")
         two = await client.create_run("two", start_values(), optimizer="sgd")
-        server.intercept = once(lambda request: release.wait(20) and None)
+        server.intercept = once(lambda request: release.wait(SECONDS_MAX) and None)
         waiting = asyncio.create_task(one.push(gradients()))
         while len(server.requests) < 1:
             await asyncio.sleep(0)
@@ -615,7 +622,7 @@ with stepwell.connect(sys.argv[1], worker="trainer") as client:
 
 
 def test_a_forked_child_sends_nothing_and_leaves_nothing(server):
-    subprocess.run([sys.executable, "-c", FORK, server.address], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORK, server.address], check=True, timeout=SECONDS_MAX)
     assert server.runs["m"].version == 3
     assert [join.worker for join in server.joins] == ["trainer"]
     assert server.calls.count("Leave") == 1, "the parent's own"

@@ -11,6 +11,7 @@ import stepwell.aio
 from stepwell._outstanding import Tasks, Threaded
 
 ONES = {"w": np.ones(4, np.float32)}
+SECONDS_MAX = 60
 
 
 @pytest.fixture
@@ -25,26 +26,26 @@ def test_operations_follow_one_another_in_order(held):
     outstanding, seen = Threaded("r", 4), []
 
     def work(number):
-        held.wait(10)
+        held.wait(SECONDS_MAX)
         seen.append(number)
         return number
 
     futures = [outstanding.start(work, number) for number in range(4)]
     assert not any(future.done() for future in futures)
     held.set()
-    assert [future.result(10) for future in futures] == seen == [0, 1, 2, 3]
+    assert [future.result(SECONDS_MAX) for future in futures] == seen == [0, 1, 2, 3]
     outstanding.finish()
 
 
 def test_more_than_allowed_are_refused_before_anything_happens(held):
     outstanding = Threaded("r", 2)
     begun: list[int] = []
-    futures = [outstanding.start(held.wait, 10) for _ in range(2)]
+    futures = [outstanding.start(held.wait, SECONDS_MAX) for _ in range(2)]
     with pytest.raises(stepwell.LimitExceeded, match=r"'r'.*2 are under way, expected at most 2; wait for one"):
         outstanding.start(begun.append, 1)
     held.set()
-    assert [future.result(10) for future in futures] == [True, True]
-    outstanding.start(begun.append, 2).result(10)
+    assert [future.result(SECONDS_MAX) for future in futures] == [True, True]
+    outstanding.start(begun.append, 2).result(SECONDS_MAX)
     assert begun == [2]
     outstanding.finish()
 
@@ -53,16 +54,16 @@ def test_a_run_that_went_back_cancels_what_waits(held):
     outstanding = Threaded("r", 4)
 
     def rewound():
-        held.wait(10)
+        held.wait(SECONDS_MAX)
         raise stepwell.RunRewound("went back")
 
     first, *others = [outstanding.start(rewound), *(outstanding.start(int) for _ in range(3))]
     held.set()
     with pytest.raises(stepwell.RunRewound):
-        first.result(10)
+        first.result(SECONDS_MAX)
     outstanding.finish()
     assert all(other.cancelled() for other in others)
-    assert outstanding.start(int).result(10) == 0
+    assert outstanding.start(int).result(SECONDS_MAX) == 0
     outstanding.finish()
 
 
@@ -74,8 +75,8 @@ def test_another_failure_concerns_its_own_step_alone():
 
     failing, following = outstanding.start(fail), outstanding.start(int)
     with pytest.raises(stepwell.NonfiniteGradient):
-        failing.result(10)
-    assert following.result(10) == 0
+        failing.result(SECONDS_MAX)
+    assert following.result(SECONDS_MAX) == 0
     outstanding.finish()
 
 
@@ -106,8 +107,8 @@ def test_steps_of_a_run(server):
     ):
         futures = [run.step_async(ONES, samples=1) for _ in range(3)]
         for count, future in enumerate(futures, 1):
-            np.testing.assert_array_equal(future.result(10)["w"], np.full(4, -count, np.float32))
-        got = run.pull_async(["w"]).result(10)
+            np.testing.assert_array_equal(future.result(SECONDS_MAX)["w"], np.full(4, -count, np.float32))
+        got = run.pull_async(["w"]).result(SECONDS_MAX)
         assert got is not None
         np.testing.assert_array_equal(got["w"], np.full(4, -3, np.float32))
         last = run.push({"w": np.zeros(4, np.float32)})

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import stepwell
 from tests.end_to_end.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS_MAX = 300
+POLLS_MAX = 100_000
 
 
 def start_example(name: str, *arguments: str) -> subprocess.Popen[str]:
@@ -42,22 +44,46 @@ def test_two_workers(server: Server) -> None:
     assert last == "both have the same parameters"
 
 
-def test_resume(start: Callable[..., Server], tmp_path: Path) -> None:
-    """The server is stopped while the example trains, and killed: a kill without a snapshot loses what there was."""
+def test_resume(start: Callable[..., Server], connect: Callable[..., stepwell.Client], tmp_path: Path) -> None:
+    """The server is stopped while the example trains, and killed: a kill without a snapshot loses what there was.
+
+    The example itself is killed when it has gone back, and called again with some more steps.
+    """
     server = start("--snapshot-seconds", "0", data_dir=tmp_path)
-    example = start_example("resume.py", server.address, "3000")
-    assert example.stdout is not None
-    assert example.stdout.readline() == "a new run\n"
-    server.stop()
-    server.start()
-    server.kill()
-    server.start()
-    output, errors = example.communicate(timeout=SECONDS_MAX)
-    assert example.returncode == 0, errors
-    *between, last = output.splitlines()
-    assert all(re.fullmatch(r"went back from version \d+ to \d+", line) for line in between), output
-    assert re.fullmatch(r"version 3000: x -?0\.\d{4}", last), output
-    assert output_of("resume.py", server.address, "3000").startswith("goes on at version 3000\n")
+    with start_example("resume.py", server.address, str(10**9)) as example:
+        assert example.stdout is not None
+        assert example.stdout.readline() == "a new run\n"
+        run = connect(server).get_run("resume")
+        two_more_steps(run)
+        server.stop()
+        server.start()
+        acknowledged_version_min = two_more_steps(run) - 1
+        server.kill()
+        server.start()
+        line = example.stdout.readline()
+        example.kill()
+        output, _ = example.communicate(timeout=SECONDS_MAX)
+    back = re.fullmatch(r"went back from version (\d+) to (\d+)\n", line)
+    assert back, line
+    assert int(back[1]) >= acknowledged_version_min > int(back[2]) >= 1
+    assert output == ""
+    version = run.refresh().version
+    first, last = output_of("resume.py", server.address, str(version + 3000)).splitlines()
+    goes_on = re.fullmatch(r"goes on at version (\d+)", first)
+    assert goes_on, first
+    assert int(goes_on[1]) in (version, version + 1)  # the killed example's last update may just have come
+    assert re.fullmatch(rf"version {version + 3000}: x -?0\.\d{{4}}", last), last
+    assert output_of("resume.py", server.address, "1").startswith(f"goes on at version {version + 3000}\n")
+
+
+def two_more_steps(run: stepwell.Run) -> int:
+    """Wait until the one worker has made them, and return the version: it was told of at least the one before."""
+    version = run.refresh().version
+    for _ in range(POLLS_MAX):
+        now = run.refresh().version
+        if now >= version + 2:
+            return now
+    raise AssertionError(f"the run stays at version {version}")
 
 
 def test_table(server: Server) -> None:

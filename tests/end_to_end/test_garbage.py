@@ -307,9 +307,10 @@ def test_two_limits_of_a_client(server: Server, connect: Callable[..., stepwell.
 
 
 def test_no_server(connect: Callable[..., stepwell.Client]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
         port = taken.getsockname()[1]
-    client = connect(f"127.0.0.1:{port}", patience_seconds=0.5)
-    with pytest.raises(stepwell.ServerUnavailable, match="expected an answer; see that the server runs") as refused:
-        client.ping()
+        client = connect(f"127.0.0.1:{port}", patience_seconds=0.5)
+        with pytest.raises(stepwell.ServerUnavailable, match="expected an answer; see that the server runs") as refused:
+            client.ping()
     assert isinstance(refused.value, ConnectionError)

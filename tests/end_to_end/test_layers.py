@@ -133,9 +133,13 @@ def refused_midway(run: stepwell.Run, layers: Iterable[tuple[str, Any]]) -> step
             begun, stream = update._begun, run._worker.stream
             if begun is not None and begun.exchange is not None and not begun.broken:
                 assert isinstance(stream, BlockingStream)
-                with stream._lock:
-                    assert stream._news.wait_for(lambda: stream._inbox, WAIT_SECONDS)
+                hears(stream)
     return update
+
+
+def hears(stream: BlockingStream) -> None:
+    with stream._lock:
+        assert stream._news.wait_for(lambda: stream._inbox, WAIT_SECONDS)
 
 
 def test_a_run_that_went_back_is_heard_of_once_and_at_the_end(server: Server, connect: Connect, name: str) -> None:

@@ -284,7 +284,7 @@ def test_a_session_that_is_lost(server: Server, connect: Connect, name: str) -> 
 def test_answers_that_do_not_come(server: Server, connect: Connect, name: str) -> None:
     """A pull's values may still be written where they were to come, so its next try takes other memory."""
     with Proxy(server.address) as proxy:
-        run = create(connect(proxy.address, silence_seconds=1.0), name)
+        run = create(connect(proxy.address, silence_seconds=3.0), name)
         ids, grads = np.arange(30_000), np.ones((30_000, 3))
         before = run.pull_rows("item", ids)
         memory = run._worker.shared

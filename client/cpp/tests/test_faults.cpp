@@ -121,7 +121,7 @@ TEST_CASE("a child of the process that connected is told so") {
     static_cast<void>(unwrap(run.push({{"w", g}})));
     const pid_t child = fork();
     if (child == 0) {
-        alarm(20);
+        alarm(60);
         const bool refused = client.ping().error().reason == ErrorReason::invalid_value &&
                              run.push({{"w", g}}).error().reason == ErrorReason::invalid_value &&
                              run.pull().error().reason == ErrorReason::invalid_value;

@@ -217,7 +217,7 @@ TEST_CASE("places, shares and barriers") {
 TEST_CASE("signs of life keep a worker that computes, for all runs of a client") {
     ConnectOptions options;
     options.worker = "busy";
-    options.lease_seconds = 1;
+    options.lease_seconds = 10;  // longer than any stall
     Client client = testing::connect(shared_server().address(), options);
     Spec spec;
     spec.optimizer = "sgd";
@@ -230,8 +230,8 @@ TEST_CASE("signs of life keep a worker that computes, for all runs of a client")
     Client other = testing::connect(shared_server().address());
     Run watching = unwrap(other.get_run(names[0]));
     const auto place = unwrap(watching.refresh()).workers.at(0);
-    // Three leases long.
-    for (int look = 0; look < 30; ++look) {
+    // Longer than a lease.
+    for (int look = 0; look < 120; ++look) {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
         const RunDescription now = unwrap(watching.refresh());
         REQUIRE(now.workers.size() == 1);

@@ -182,8 +182,8 @@ test("a stream that the server ends is opened again", async (context) => {
 });
 
 test("word of the server is patience enough, a timeout is the caller's own", async (context) => {
-    const { fake, run } = await served(context, { options: { silenceSeconds: 0.3, patienceSeconds: 0.6 } });
-    let words = 6;
+    const { fake, run } = await served(context, { options: { silenceSeconds: 3, patienceSeconds: 3.5 } });
+    let words = 20; // for longer than the patience, and no stall is as long as the silence
     fake.intercept = (request, call) => {
         const word = create(WorkResponseSchema, { exchange: request.exchange });
         const timer = setInterval(() => {
@@ -218,7 +218,7 @@ test("a call that the server does not know says so, with no retry", async (conte
 test("heartbeats tell the place", async (context) => {
     const { fake, run } = await served(context, { options: { leaseSeconds: 0.15 } });
     await run.push(ones());
-    for (let poll = 0; poll < 100_000 && fake.heartbeats < 3; poll++) {
+    for (let poll = 0; poll < 100_000 && (fake.heartbeats < 3 || run.place?.count === 1); poll++) {
         await run.pull();
     }
     assert.ok(fake.heartbeats >= 3);

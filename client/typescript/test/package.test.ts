@@ -9,9 +9,11 @@ import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { promisify } from "node:util";
 
+import { connect, type Run } from "../src/index.js";
 import { PACKAGE, Server, temporaryDirectory } from "./server.js";
 
 const SAMPLE_SECONDS_MAX = 300;
+const POLLS_MAX = 100_000;
 
 const run = promisify(execFile);
 const project = temporaryDirectory();
@@ -63,22 +65,50 @@ test("two workers share the work and get the same parameters", async () => {
     }
 });
 
+/** Waits until the one worker has made two more steps, and returns the version: it was told of the one before. */
+async function twoMoreSteps(run: Run): Promise<number> {
+    const { version } = await run.refresh();
+    for (let poll = 0; poll < POLLS_MAX; poll++) {
+        const now = (await run.refresh()).version;
+        if (now >= version + 2) {
+            return now;
+        }
+    }
+    throw new Error(`the run stays at version ${version}`);
+}
+
 test("a worker goes on after its server was stopped, killed and started again", async () => {
-    const child = spawn(process.execPath, [join(samples, "resume.mjs"), server.address, "3000"], { cwd: project.path });
-    const lines: string[] = [];
-    createInterface(child.stdout).on("line", (line) => lines.push(line));
-    const errors: string[] = [];
-    child.stderr.setEncoding("utf8").on("data", (text: string) => errors.push(text));
+    // So many steps that they do not end: the sample is killed when it has gone back, and called again with some more.
+    const child = spawn(process.execPath, [join(samples, "resume.mjs"), server.address, "1e9"], { cwd: project.path });
     const exit = once(child, "exit");
-    await once(child.stdout, "data");
-    await server.stop();
-    await server.start();
-    await server.kill();
-    await server.start();
-    assert.deepEqual((await exit)[0], 0, errors.join(""));
-    assert.match(lines[0], /a new run/);
-    assert.match(lines.at(-1) ?? "", /^version 3000: x -?0\.\d+$/);
-    assert.match(await sample("resume", "3000"), /^goes on at version 3000\n/);
+    const output = createInterface(child.stdout)[Symbol.asyncIterator]();
+    const client = connect(server.address);
+    try {
+        assert.equal((await output.next()).value, "a new run");
+        const run = await client.getRun("resume");
+        await twoMoreSteps(run);
+        await server.stop();
+        await server.start();
+        const toldMin = (await twoMoreSteps(run)) - 1;
+        await server.kill();
+        await server.start();
+        const line = String((await output.next()).value);
+        child.kill("SIGKILL");
+        await exit;
+        const [, told, back] = /^went back from version (\d+) to (\d+)$/.exec(line) ?? [];
+        assert.ok(Number(told) >= toldMin && toldMin > Number(back) && Number(back) >= 1, line);
+        assert.ok((await output.next()).done);
+        const { version } = await run.refresh();
+        const printed = await sample("resume", String(version + 3000));
+        const lines = /^goes on at version (\d+)\nversion (\d+): x -?0\.\d{4}\n$/.exec(printed) ?? [];
+        // The killed one's last update may just have come.
+        assert.ok([version, version + 1].includes(Number(lines[1])), printed);
+        assert.equal(Number(lines[2]), version + 3000, printed);
+        assert.match(await sample("resume", "1"), new RegExp(`^goes on at version ${version + 3000}\n`));
+    } finally {
+        child.kill("SIGKILL");
+        await client.close();
+    }
 });
 
 test("a table of rows and a dense parameter learn together", async () => {

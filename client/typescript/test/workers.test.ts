@@ -1,6 +1,7 @@
 /** Several workers on one run: every policy, leases, barriers, places. */
 
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { after, before, test } from "node:test";
 
 import * as stepwell from "../src/index.js";
@@ -9,6 +10,8 @@ import { runName, Server } from "./server.js";
 
 const SGD: RunOptions = { optimizer: "sgd", hyperparameters: { lr: 1 } };
 const POLLS_MAX = 100_000;
+// Of those whose loss a test sees or rules out: it has to wait for one, and no stall may be as long.
+const LEASE_SECONDS = 10;
 
 const clients: Client[] = [];
 let server: Server;
@@ -38,6 +41,17 @@ async function crew(count: number, policy: string | Part | undefined, options: C
     }
     return runs;
 }
+
+/** A program: until a run has no workers. */
+const UNTIL_ALL_ARE_GONE = `
+    const [sdk, address, name] = process.argv.slice(1);
+    const { connect } = await import(sdk);
+    const client = connect(address);
+    const run = await client.getRun(name);
+    while ((await run.refresh()).workers.length > 0);
+    await client.close();
+`;
+const SDK = new URL("../src/index.js", import.meta.url).href;
 
 async function until(holds: () => Promise<boolean>): Promise<void> {
     for (let poll = 0; poll < POLLS_MAX; poll++) {
@@ -91,7 +105,7 @@ test("sync: a round averages the gradients of all, and a step waits for it", asy
         [1, 1, 1],
     );
     // Ending a wait does not take back what is part of the open round.
-    await assert.rejects(runs[0].step(gradient(1), { timeout: 0.3 }), stepwell.TimedOut);
+    await assert.rejects(runs[0].step(gradient(1), { timeout: 3 }), stepwell.TimedOut);
     const next = await Promise.all(runs.slice(1).map((run) => run.step(gradient(4))));
     assert.deepEqual(next[0]["w"], Float64Array.of(-4, 0));
 });
@@ -137,11 +151,11 @@ test("places tell the assignment, and a barrier waits for all", async () => {
 });
 
 test("heartbeats keep a lease while nothing else is sent", async () => {
-    const [run] = await crew(1, "async", { leaseSeconds: 1 });
+    const [run] = await crew(1, "async", { leaseSeconds: LEASE_SECONDS });
     const observer = await client().getRun(run.name);
     const { epoch } = (await observer.refresh()).workers[0];
-    // Four leases long, without a call of this worker's.
-    const end = performance.now() + 4000;
+    // Longer than a lease, without a call of this worker's.
+    const end = performance.now() + 1200 * LEASE_SECONDS;
     await until(async () => {
         await observer.refresh();
         return performance.now() > end;
@@ -152,11 +166,18 @@ test("heartbeats keep a lease while nothing else is sent", async () => {
 });
 
 test("a worker whose lease has run out joins again and sends its update again", async () => {
-    const [run, other] = await crew(2, "async", { leaseSeconds: 1 });
+    const [run, other] = await crew(2, "async", { leaseSeconds: LEASE_SECONDS });
     await run.push(gradient(1));
     const place = run.place?.membershipNumber ?? NaN;
     // Node has one thread: whoever blocks it gives no sign of life.
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 3000);
+    execFileSync(process.execPath, [
+        "--input-type=module",
+        "--eval",
+        UNTIL_ALL_ARE_GONE,
+        SDK,
+        server.address,
+        run.name,
+    ]);
     assert.equal(await run.push(gradient(2)), 2);
     assert.deepEqual((await run.pull())["w"], Float64Array.of(-3, 0));
     assert.ok((run.place?.membershipNumber ?? NaN) > place);

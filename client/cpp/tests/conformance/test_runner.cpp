@@ -188,10 +188,10 @@ std::optional<Changed> change_one(const Alter& alter, std::set<std::string>& use
     return best;
 }
 
-/// How a case fails; empty where it does not.
-std::string failure_of(const std::string& file, const Json& content) {
+/// How a case fails; empty where it does not. seconds_max: for what a step waits for; what is to come comes within it.
+std::string failure_of(const std::string& file, const Json& content, int seconds_max = 60) {
     try {
-        carry_out(file, content, shared_stand(), 1);
+        carry_out(file, content, shared_stand(), seconds_max);
     } catch (const CaseFailed& failed) {
         return failed.what();
     }
@@ -199,8 +199,8 @@ std::string failure_of(const std::string& file, const Json& content) {
 }
 
 /// How steps fail, as JSON.
-std::string failure_of(const std::vector<const char*>& steps) {
-    return failure_of("file", object({{"steps", list_of(steps, parse)}}));
+std::string failure_of(const std::vector<const char*>& steps, int seconds_max = 60) {
+    return failure_of("file", object({{"steps", list_of(steps, parse)}}), seconds_max);
 }
 
 bool says(const std::string& message, const std::string& piece) { return message.find(piece) != std::string::npos; }
@@ -255,12 +255,12 @@ TEST_CASE("what does not come in time fails") {
         return step.replace(step.find('%'), 1, client);
     };
     const std::string first = of("a"), second = of("b");
-    CHECK(says(failure_of({first.c_str(), R"({"do": "refresh", "until": {"version": 1}})"}),
+    CHECK(says(failure_of({first.c_str(), R"({"do": "refresh", "until": {"version": 1}})"}, 1),
                "step 2: {\"do\": \"refresh\", \"until\": {\"version\": 1}}\nat version:\ngot 0\nexpected 1"));
     // Nobody else comes to the barrier.
-    CHECK(
-        says(failure_of({first.c_str(), second.c_str(), R"({"do": "barrier", "begin": "wait"})", R"({"end": "wait"})"}),
-             "step 4: {\"end\": \"wait\"}\ngot nothing in 1 s"));
+    const char *begin = R"({"do": "barrier", "begin": "wait"})", *end = R"({"end": "wait"})";
+    CHECK(says(failure_of({first.c_str(), second.c_str(), begin, end}, 1),
+               "step 4: {\"end\": \"wait\"}\ngot nothing in 1 s"));
 }
 
 TEST_CASE("numbers are compared within the tolerance") {
