@@ -616,4 +616,4 @@ def test_the_example_learns_as_with_optax(server):
         losses.append([float(line.split()[-1]) for line in done.stdout.splitlines()])
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert losses[0][-1] < 0.8 * losses[0][0]
+    assert losses[0][-1] < 0.9 * losses[0][0]  # its text is the docstrings of the Python that runs it

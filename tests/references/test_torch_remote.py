@@ -74,7 +74,8 @@ def text() -> Any:
 class Transformer(torch.nn.Module):  # type: ignore[misc, name-defined]
     """One layer of width 32 over bytes; the embedding and the output share their weights.
 
-    Without biases: the gradient of attention's key bias is zero but for rounding, of which Adam makes whole steps.
+    Without biases: the gradient of attention's key bias is zero but for rounding, of which Adam makes whole steps. And
+    smooth: where a hidden unit is near the kink of ReLU, rounding decides which way it goes.
     """
 
     def __init__(self) -> None:
@@ -82,7 +83,7 @@ class Transformer(torch.nn.Module):  # type: ignore[misc, name-defined]
         self.embedding = torch.nn.Embedding(128, 32)
         self.place = torch.nn.Embedding(32, 32)
         self.layer = torch.nn.TransformerEncoderLayer(
-            32, 4, 64, dropout=0.0, batch_first=True, norm_first=True, bias=False
+            32, 4, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=False
         )
         self.output = torch.nn.Linear(32, 128, bias=False)
         self.output.weight = self.embedding.weight

@@ -140,7 +140,10 @@ class RemoteOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # PyTorch i
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch.optim's; what has gone of an update that no step ended is given up."""
+        """As torch.optim's; what has gone of an update that no step ended is given up.
+
+        set_to_none: False leaves gradients of zeros.
+        """
         self._backward.abandon()
         super().zero_grad(set_to_none)
 
