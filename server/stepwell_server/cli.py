@@ -23,4 +23,7 @@ def main() -> None:
         if module.startswith("stepwell"):
             raise
         extra = "demo" if module in _DEMO_MODULES else "server"
-        sys.exit(f"stepwell: module '{module}' is not installed; run: pip install 'stepwell[{extra}]'")
+        sys.exit(
+            f"stepwell: module '{module}' is not installed, expected it for this command; it comes with the extra "
+            f"'{extra}': in the clone, pip install '.[{extra}]'"
+        )

@@ -44,8 +44,8 @@ compare the same rows, and gradients that are missing now and then besides.
 - A line is the worst of its **variants**: one that draws everything, others that fix a flag each, one of defaults
   alone. The first is run with three **seeds**, each other with one; they are the command's seed plus a number made of
   the name. **tried** says between which values each argument was.
-- "Written out" means that no framework has it: a loop in plain NumPy (`tests/textbook`), written from the paper, the
-  catalogue or the notes, and not from the implementation. "What torch lacks" are arguments that the flavor takes from
+- "Written out" means that no framework has it: a loop in plain NumPy (`tests/textbook`), written from the paper or
+  the lecture notes, and not from the implementation. "What torch lacks" are arguments that the flavor takes from
   the definition, and the framework does not have.
 - float32 gets the float64 numbers, rounded. float16 and bfloat16 parameters are trained as float32 ones, to the bit
   (`tests/core/test_wrappers.py` says so), so that the lines of float32 are theirs.

@@ -374,7 +374,7 @@ def _adafactor(rng: Generator) -> Hyper:
         "beta2_decay": between(rng, -1, -0.5),
         "eps1": magnitude(rng, 1e-8, 1e-3) if flag(rng) else None,
         "eps2": magnitude(rng, 1e-4, 1e-1),
-        "d": between(rng, 0.5, 2),
+        "d": between(rng, 1, 2),  # torch takes no less
         **torch_decay(rng),
     }
 

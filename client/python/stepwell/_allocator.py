@@ -15,7 +15,7 @@ TRIM_THRESHOLD_BYTES: Final = 256 << 20
 
 
 def tune_allocator() -> bool:
-    """Set the process's allocator for streams of 1 MiB messages; nearly halves their time (FACTS.md).
+    """Set the process's allocator for streams of 1 MiB messages; nearly halves their time.
 
     Returns whether all settings were taken: only glibc has them. May be called more than once, from any thread.
     """

@@ -29,7 +29,7 @@ ERROR_DOMAIN: Final = "stepwell"
 """The domain of the google.rpc.ErrorInfo in a failed call."""
 
 RANGE_BYTES: Final = 1 << 20
-"""The most data that one message carries, in bytes; 256 KiB and 4 MiB both cost a third more (FACTS.md)."""
+"""The most data that one message carries, in bytes; 256 KiB and 4 MiB both cost a third more."""
 
 SCHEDULE_DEPTH_MAX: Final = 16
 """How deep schedules may be nested. Protobuf itself refuses 100 levels, with an error that does not say why."""

@@ -24,7 +24,8 @@ def _chosen(given: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
 
 def bench(
     tables: Annotated[
-        list[str] | None, typer.Argument(metavar="[TABLE]...", help=f"Which tables: {', '.join(TABLES)}; or all.")
+        list[str] | None,
+        typer.Argument(metavar="[TABLE]...", help=f"Which tables, by default all: {', '.join(TABLES)}."),
     ] = None,
     size: Annotated[int, typer.Option(parser=parse_count, help="Parameters of the large run, float32.")] = 25_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every row of a table.")] = 9,

@@ -14,6 +14,9 @@ _MODULES = {"small": "small_step", "trainer": "trainer_memory"}
 
 def measure(tables: Sequence[str], options: Options, figures: Path | None, picture: Path | None) -> None:
     """The tables in their own order."""
+    if picture is not None:
+        # Before minutes of measuring: matplotlib comes with the extra demo.
+        from stepwell_server.benchmarks.picture import draw
     # Before the first table: the load is then what others put on the machine.
     machine = describe_machine(options)
     measured: dict[str, Table] = {}
@@ -28,6 +31,4 @@ def measure(tables: Sequence[str], options: Options, figures: Path | None, pictu
         data = {"machine": machine, "tables": {name: table.to_data() for name, table in measured.items()}}
         figures.write_text(json.dumps(data, indent=2) + "\n")
     if picture is not None:
-        from stepwell_server.benchmarks.picture import draw  # matplotlib, which comes with the extra demo
-
         draw(measured, machine, picture)

@@ -19,7 +19,7 @@ def triangular(t: float, initial: float, *, period: float, eta_min: float, eta_m
 
 
 @schedule(
-    reference="The lecture notes' triangular schedule as printed (CATALOGUE.md, section 2); not Smith's",
+    reference="The lecture notes' triangular schedule as printed; not Smith's",
     absolute=True,
 )
 def triangular_literal(t: float, initial: float, *, period: float, eta_min: float, eta_max: float) -> float:
