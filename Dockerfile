@@ -61,6 +61,6 @@ COPY --from=server-environment /opt/stepwell /opt/stepwell
 VOLUME ["/data"]
 EXPOSE 50051
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD ["stepwell", "healthcheck"]
-# Safe as it stands: the server listens on the container's loopback only. To be reached from outside it wants TLS, or
-# --insecure on a network that is private, as in docker-compose.yml.
+# Safe as it stands: the server listens on the container's loopback only. To be reached from outside it wants an address
+# and --insecure, on a network that is private, as in docker-compose.yml.
 CMD ["serve", "--data-dir", "/data"]
