@@ -207,7 +207,7 @@ def test_a_reader_that_goes_away_frees_its_version(slow: tuple[Server, Raw, RawW
 def test_a_reader_that_stops_reading_is_dropped(start: Callable[..., Server]) -> None:
     """After the silence that the server allows it loses the call, and the memory that it held is free."""
     # A connection can hold 16 MiB on its way.
-    server = start("--max-memory", "129MiB", "--silence-seconds", "1")
+    server = start("--max-memory", "129MiB", "--silence-seconds", "3")
     with Raw(server.address) as raw, Raw(server.address) as other:
         worker = create_large(raw, 64)
         reading = other.data.Pull(data_pb2.PullRequest(selection=data_pb2.Selection(run="slow")), timeout=60)

@@ -89,7 +89,7 @@ TEST_CASE("a connection that says nothing is given up, and the update goes over 
 
 TEST_CASE("a server that says nothing at all") {
     testing::Proxy proxy(shared_server().address());
-    Client client = testing::connect(proxy.address(), impatient(0.2, 1));
+    Client client = testing::connect(proxy.address(), impatient(1, 4));
     Run run = create(client, new_name("silent"));
     proxy.mute_all();
     // Silence on the connection that there was, or no new one: whichever came last.
