@@ -287,7 +287,7 @@ def test_many_open_streams_cost_no_threads(server: Server, client: stepwell.Clie
         for stream in streams:
             worker.via = stream
             worker.push()
-        assert server.process.num_threads() < before + len(streams) // 2  # the pools of gRPC grow by themselves
+        assert server.process.num_threads() <= before + 4
         for stream in streams:
             stream.close()
 

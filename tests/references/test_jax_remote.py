@@ -610,10 +610,10 @@ def test_the_example_learns_as_with_optax(server):
     assert len(local.splitlines()) == len(script.splitlines()) - 1
     losses = []
     for text in (script, local):
-        command = [sys.executable, "-W", "error", "-c", text, "--steps", "80", "--address", server.address]
+        command = [sys.executable, "-W", "error", "-c", text, "--steps", "120", "--address", server.address]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         losses.append([float(line.split()[-1]) for line in done.stdout.splitlines()])
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert losses[0][-1] < 0.9 * losses[0][0]  # its text is the docstrings of the Python that runs it
+    assert losses[0][-1] < 0.8 * losses[0][0]
